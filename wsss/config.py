@@ -1,0 +1,147 @@
+"""Commands: one frozen dataclass each, its options derived from it, errors as one line.
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataOptions):
+    epochs: int = option(60, "passes over the training list")
+
+def main(config: Config) -> None: ...
+
+if __name__ == "__main__":
+    run_command(main, Config, prog="weaktr.train", description=__doc__)
+"""
+
+import argparse
+import dataclasses
+import errno
+import logging
+import sys
+import types
+import typing
+from pathlib import Path
+
+from wsss.errors import UserError
+
+REQUIRED = dataclasses.MISSING
+
+
+def option(default, help: str, *, choices=None, changes_result: bool = True):
+    """A dataclass field that becomes ``--its-name``.
+
+    Args:
+        default: Default value, or ``REQUIRED``.
+        help: One line, with the unit. The default is appended by ``--help``.
+        choices: Allowed values.
+        changes_result: False for options such as ``--workers`` that may differ when a run is continued.
+    """
+    metadata = {"help": help, "choices": choices, "changes_result": changes_result}
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options that every command takes."""
+
+    dataset: str = option(
+        "folder", "layout of the data, see docs/data.md", choices=("voc12", "coco14", "folder")
+    )
+    data_path: Path = option(REQUIRED, "root folder of the data set")
+    output_dir: Path = option(REQUIRED, "folder that receives everything the command writes")
+    device: str = option(
+        "auto", "where tensors live; auto takes the GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
+    overwrite: bool = option(
+        False, "start afresh in an output folder of a different run: what it holds is deleted first",
+        changes_result=False,
+    )  # fmt: skip
+
+
+def _unwrap_optional(kind):
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(kind) if a is not type(None))
+    return kind
+
+
+def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -> None:
+    kind = _unwrap_optional(kind)
+    required = field.default is dataclasses.MISSING
+    default = None if required else field.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = field.metadata["help"].replace("%", "%%")
+    text += " (required)" if required else f" (default: {shown})" if default is not None else ""
+    arguments = {"dest": field.name, "required": required, "default": default, "help": text}
+    if kind is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:
+        arguments |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+    else:
+        arguments |= {"type": kind, "choices": field.metadata["choices"]}
+    if kind is not bool and arguments.get("choices") is None:
+        arguments["metavar"] = "DIR" if field.name.endswith("_dir") else field.name.split("_")[-1].upper()
+    parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
+
+
+def parse(config_class, argv=None, *, prog: str | None = None, description: str | None = None):
+    """Build ``config_class`` from command-line arguments (default: ``sys.argv[1:]``)."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}" if prog else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        _add_option(parser, field, hints[field.name])
+    values = vars(parser.parse_args(argv))
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def as_plain(config) -> dict:
+    """The dataclass as a dict of JSON-able values (paths as strings, tuples as lists)."""
+
+    def plain(value):
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
+    """The options that decide what is computed: what two runs in one output folder must share."""
+    skip = {"output_dir", "device", *leave_out}
+    skip |= {f.name for f in dataclasses.fields(config) if not f.metadata.get("changes_result", True)}
+    return {k: v for k, v in as_plain(config).items() if k not in skip}
+
+
+def run_command(main, config_class, argv=None, *, prog: str, description: str | None = None) -> None:
+    """Parse, run ``main(config)``, and turn bad input into one line on stderr and exit status 2."""
+    from wsss.distributed import rank
+
+    config = parse(config_class, argv, prog=prog, description=description)
+    logging.basicConfig(
+        level=logging.INFO if rank() == 0 else logging.WARNING,
+        format="%(message)s",
+        stream=sys.stdout,
+        force=True,
+    )
+    logging.captureWarnings(True)
+    try:
+        main(config)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(
+                f"{error.filename or config.output_dir}: disk full; free space and run the same command again"
+            )
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT):
+            _fail(f"{error.filename}: {error.strerror}; choose another path or mend its permissions")
+        raise
+
+
+def _fail(message: str) -> typing.NoReturn:
+    sys.stdout.flush()
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(2)

@@ -1,0 +1,79 @@
+"""Processes: set-up under torchrun, sharding, and the few collectives the commands need.
+
+Alone, every function is the identity; nothing here keeps a module global. Start several processes with
+``torchrun --nproc_per_node=N -m weaktr.train ...``.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wsss.errors import UserError
+
+
+def rank() -> int:
+    """Rank of this process, 0 when alone. Valid before ``distributed_session`` too."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, 1 when alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto | cpu | cuda`` to this process's device.
+
+    Raises:
+        UserError: ``cuda`` asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def distributed_session(device_name: str):
+    """Join the process group torchrun describes, if any; yields this process's ``torch.device``."""
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def shard(items: Sequence) -> Sequence:
+    """Every ``world_size``-th item, starting at ``rank``: this process's share."""
+    return items[rank() :: world_size()]
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over processes, in place; returns the tensor."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: Any) -> list:
+    """``value`` of every process, in rank order, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
