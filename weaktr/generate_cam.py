@@ -1,0 +1,309 @@
+"""Generate class activation maps (CAMs) of a list of pictures: multi-scale, mirrored, present classes only.
+
+    python -m weaktr.generate_cam --dataset folder --data-path DATA --checkpoint OUT/train/best.pth \\
+        --split train --output-dir OUT/cams/train
+
+Alone or under torchrun. Writes <id>.npz per picture (docs/formats.md); existing files are kept, so the same
+command continues a run that was stopped.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
+from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, default_thresholds
+from wsss.cam_files import CamFile, maps_from_grids, read_cams, write_cams, write_compact_cams
+from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
+from wsss.datasets import load_dataset
+from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
+from wsss.errors import UserError
+from wsss.io import read_image, read_mask, write_image
+from wsss.run import open_run, sha256
+from wsss.transforms import normalise, resize_bicubic
+from wsss.visualize import heat_overlay, side_by_side
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_SCALES = {"voc12": (1.0, 1.2), "folder": (1.0, 1.2), "coco14": (1.0, 0.8, 1.2)}
+
+
+@torch.no_grad()
+def cam_grids(
+    model: WeakTr,
+    image: np.ndarray,
+    class_ids: Sequence[int],
+    *,
+    scales: Sequence[float] = (1.0, 1.2),
+    flip: bool = True,
+    attention: str = "fused",
+    refine: bool = True,
+    max_side: int | None = None,
+) -> list[Tensor]:
+    """The network's own small maps: one (n, h_s, w_s) float32 CPU tensor per scale, summed over the mirror.
+
+    ``maps_from_grids`` turns them into CAMs. Bilinear resizing is linear and commutes with mirroring, so that
+    summing first equals the published order (resize, mirror back, sum) up to rounding.
+
+    Args:
+        image: uint8 (H, W, 3).
+        class_ids: The n present classes, foreground indices.
+        attention: See ``WeakTr.cams``.
+        refine: False leaves patch attention out.
+        max_side: Shrink a larger picture to this longer side (pixels) first.
+
+    Raises:
+        UserError: A scaled picture is smaller than a patch, or too large for the free memory.
+    """
+    device = next(model.parameters()).device
+    height, width = image.shape[:2]
+    shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
+    grids = []
+    for scale in scales:
+        # numpy rounds halves to even, as published
+        size = tuple(int(np.round(side * shrink * scale)) for side in (height, width))
+        _check_size(model, size, len(class_ids), flip, device)
+        pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
+        batch = torch.stack((pixels, pixels.flip(-1))) if flip else pixels[None]
+        found = model.cams(batch, attention, class_ids=list(class_ids))
+        maps = found.fine_cams if refine else found.cams
+        total = maps[0] + maps[1].flip(-1) if flip else maps[0]
+        grids.append(total.cpu())
+    return grids
+
+
+def multi_scale_cams(
+    model: WeakTr,
+    image: np.ndarray,
+    labels: np.ndarray,
+    *,
+    scales: Sequence[float] = (1.0, 1.2),
+    flip: bool = True,
+    **options,
+) -> np.ndarray:
+    """CAMs of the present classes: float32 (n, H, W) in [0, 1], each map min-max normalised.
+
+    Args:
+        image: uint8 (H, W, 3).
+        labels: (C,), non-zero where a class is present.
+        options: Further arguments of ``cam_grids``.
+    """
+    class_ids = np.flatnonzero(np.asarray(labels))
+    if len(class_ids) == 0:
+        return np.zeros((0, *image.shape[:2]), np.float32)
+    grids = cam_grids(model, image, class_ids.tolist(), scales=scales, flip=flip, **options)
+    return maps_from_grids(grids, image.shape[:2]).numpy()
+
+
+@torch.no_grad()
+def predicted_labels(
+    model: WeakTr, image: np.ndarray, threshold: float, *, max_side: int | None = None
+) -> np.ndarray:
+    """(C,) float32: 1 where the class token's probability exceeds ``threshold``, mean of picture and mirror."""
+    height, width = image.shape[:2]
+    shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
+    size = tuple(int(np.round(side * shrink)) for side in (height, width))
+    device = next(model.parameters()).device
+    _check_size(model, size, 1, True, device)
+    pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
+    logits = model.encode(torch.stack((pixels, pixels.flip(-1))))[0]
+    return (logits.sigmoid().mean(0) > threshold).float().cpu().numpy()
+
+
+def _check_size(model: WeakTr, size: tuple[int, int], n: int, flip: bool, device: torch.device) -> None:
+    if min(size) < model.patch_size:
+        raise UserError(
+            f"{size[1]}x{size[0]} pixels (width x height, scaled) is less than one {model.patch_size}-pixel "
+            "patch; enlarge the picture, leave it out of the list, or use larger --scales"
+        )
+    tokens = (1 + flip) * (size[0] // model.patch_size) * (size[1] // model.patch_size)
+    # per token and block: queries, keys, values and branch output; in one block: the MLP's two hidden layers
+    floats = tokens * model.embed_dim * (4 * len(model.blocks) + 8) + 4 * n * size[0] * size[1]
+    free = free_memory(device)
+    if free is not None and 4 * floats > 0.8 * free:
+        side = int(max(size) * math.sqrt(0.8 * free / (4 * floats)))
+        raise UserError(
+            f"{size[1]}x{size[0]} pixels (width x height, scaled) needs about {4 * floats / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free; shrink it with --max-side {side // 100 * 100 or side}"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on the device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataOptions):
+    checkpoint: Path = option(REQUIRED, "network: a checkpoint of weaktr.train or a released one")
+    split: str | None = option(None, "list of pictures (default: the data set's training list)")
+    scales: tuple[float, ...] | None = option(
+        None, "scales of the picture (default: 1.0 1.2; coco14: 1.0 0.8 1.2, as published)"
+    )
+    flip: bool = option(True, "also use the mirrored picture")
+    attention: str = option(
+        "fused", "CAM before refinement: fused (cross attention x coarse), or an ablation", choices=ATTENTIONS
+    )
+    refine: bool = option(True, "refine CAMs by patch attention")
+    predicted_labels: float | None = option(
+        None, "for pictures without labels: take classes whose predicted probability exceeds this (0..1)"
+    )
+    compact: bool = option(
+        False, "write the small per-scale grids, from which readers rebuild the same maps, exactly"
+    )
+    max_side: int | None = option(
+        None, "shrink pictures with a longer side than this, pixels (default: refuse what memory cannot hold)"
+    )
+    exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
+    overlays: int = option(0, "also write overlay PNGs of the first N pictures", changes_result=False)
+    backbone: str | None = option(None, "for a released checkpoint of another family than DeiT: its backbone")
+    pool: str = option("max", "for a released checkpoint: its feature pooling", choices=("max", "avg"))
+
+
+def main(config: Config) -> None:
+    with distributed_session(config.device) as device:
+        spec = load_dataset(config.dataset, config.data_path)
+        split = config.split or spec.train_split
+        image_ids = spec.image_ids(split)
+        model, entries = load_weaktr(config.checkpoint, backbone=config.backbone, pool=config.pool)
+        check_classes(config.checkpoint, model.num_classes, entries.get("class_names"), spec)
+        options = result_options(config)
+        options |= {"split": split, "scales": list(config.scales or PUBLISHED_SCALES[config.dataset])}
+        output_dir = open_run(
+            config.output_dir,
+            "weaktr.generate_cam",
+            {**options, "checkpoint_sha256": sha256(config.checkpoint)},
+            owned=("*.npz", ".*.npz.tmp", "overlays"),
+            overwrite=config.overwrite,
+        )
+        model.to(device)
+        accumulator = ThresholdAccumulator(spec.num_fg_classes, default_thresholds())
+        counts = np.zeros(4, np.int64)  # written, kept, skipped for want of labels, scored
+        overlaid = set(image_ids[: config.overlays])
+        for image_id in tqdm(shard(image_ids), desc=f"CAMs {split}", unit="img", disable=rank() != 0):
+            counts += _one_picture(
+                config, options["scales"], spec, model, image_id, output_dir, accumulator, image_id in overlaid
+            )
+        written, kept, skipped, scored = all_sum(torch.from_numpy(counts).to(device)).tolist()
+        accumulator.all_sum(device)
+        barrier()
+        log.info(
+            "wrote %d CAM files to %s (%d were there already, %d pictures without a class skipped)",
+            written, output_dir, kept, skipped,
+        )  # fmt: skip
+        if scored:
+            _log_score(accumulator, scored, split, config)
+        log.info(
+            "next: python -m weaktr.search_threshold --dataset %s --data-path %s --cam-dir %s --split %s "
+            "--output-dir %s",
+            config.dataset, config.data_path, output_dir, split, output_dir.parent.parent / "threshold",
+        )  # fmt: skip
+
+
+def _one_picture(config, scales, spec, model, image_id, output_dir, accumulator, overlaid) -> np.ndarray:
+    """Write one file unless it is there. Returns what to add to the counts of ``main``."""
+    path = output_dir / f"{image_id}.npz"
+    kept = path.is_file()
+    image_path = spec.image_path(image_id)
+    found = None
+    if not kept or overlaid:
+        image = read_image(image_path, exif=config.exif)
+    if kept:
+        found = read_cams(path)
+    else:
+        try:
+            labels = _labels(config, spec, model, image_id, image)
+            class_ids = np.flatnonzero(labels)
+            if len(class_ids) == 0:
+                return np.array([0, 0, 1, 0])
+            grids = cam_grids(
+                model,
+                image,
+                class_ids.tolist(),
+                scales=scales,
+                flip=config.flip,
+                attention=config.attention,
+                refine=config.refine,
+                max_side=config.max_side,
+            )
+        except UserError as error:
+            raise UserError(f"{image_path}: {error}") from error
+        cams = maps_from_grids(grids, image.shape[:2]).numpy().astype(np.float16)
+        if config.compact:
+            write_compact_cams(path, [g.numpy() for g in grids], class_ids, image.shape[:2])
+        else:
+            write_cams(path, cams, class_ids)
+        found = CamFile(cams, class_ids)
+    if overlaid:
+        write_overlay(output_dir / "overlays" / f"{image_id}.png", image, found)
+    mask_path = spec.mask_path(image_id)
+    scored = mask_path.is_file()
+    if scored:
+        mask = read_mask(mask_path)
+        if mask.shape != found.cams.shape[1:]:
+            raise UserError(
+                f"{mask_path}: mask of {mask.shape[1]}x{mask.shape[0]}, its picture has "
+                f"{found.cams.shape[2]}x{found.cams.shape[1]} pixels; give a mask of the picture's size"
+            )
+        accumulator.update(found.cams, found.class_ids, mask)
+    return np.array([not kept, kept, 0, scored], np.int64)
+
+
+def _labels(config: Config, spec, model: WeakTr, image_id: str, image: np.ndarray) -> np.ndarray:
+    if config.predicted_labels is None:
+        return spec.labels(image_id)
+    return predicted_labels(model, image, config.predicted_labels, max_side=config.max_side)
+
+
+def check_classes(path: Path, num_classes: int, class_names, spec) -> None:
+    """Refuse a checkpoint of other classes than the data set's."""
+    if num_classes != spec.num_fg_classes:
+        raise UserError(
+            f"{path}: checkpoint of {num_classes} classes, {spec.root} has {spec.num_fg_classes}; "
+            "give the checkpoint that was trained on these classes"
+        )
+    if class_names is not None and list(class_names) != list(spec.class_names):
+        ours, theirs = next((a, b) for a, b in zip(spec.class_names, class_names, strict=True) if a != b)
+        raise UserError(
+            f"{path}: its class names differ from {spec.root}'s ({theirs!r} in place of {ours!r}); "
+            "give the checkpoint that was trained on these classes"
+        )
+
+
+def write_overlay(path: Path, image: np.ndarray, found: CamFile) -> None:
+    """Picture and one heat map per present class, side by side, as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    heats = [heat_overlay(image, cam.astype(np.float32)) for cam in found.cams]
+    write_image(path, side_by_side([image, *heats]))
+
+
+def _log_score(accumulator: ThresholdAccumulator, scored: int, split: str, config: Config) -> None:
+    curve = accumulator.curve()
+    published = PUBLISHED_THRESHOLDS[config.dataset]
+    at = int(np.argmin(np.abs(np.asarray(curve.thresholds) - published)))
+    log.info(
+        "CAM mIoU on %d pictures of %s: %.2f%% at the published threshold %.2f, best %.2f%% at %.2f "
+        "(chosen on these masks)",
+        scored, split, 100 * curve.mean_iou[at], published, 100 * curve.best_mean_iou, curve.best_threshold,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_MININTERVAL", "1")
+    run_command(main, Config, prog="weaktr.generate_cam", description=__doc__)

@@ -1,0 +1,408 @@
+"""Find the background threshold of CAMs: the whole curve of mIoU over thresholds in one pass over the files.
+
+A pixel is background where no class of its picture exceeds the threshold, else the largest class. Writes
+threshold.json (the chosen threshold and the curve) and threshold.png. Without masks there is nothing to
+measure: the published threshold is written, and the file says so.
+"""
+
+import functools
+import itertools
+import logging
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from wsss.cam_files import read_cams
+from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
+from wsss.datasets import load_dataset
+from wsss.errors import UserError
+from wsss.io import atomic_write, read_mask, write_json
+from wsss.metrics import Scores, scores_from_totals
+from wsss.parallel import parallel_map
+from wsss.run import open_run, sha256
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_THRESHOLDS = {"voc12": 0.43, "coco14": 0.42, "folder": 0.43}
+SWEEP = tuple(i / 100 for i in range(40, 60))  # what the published search may visit
+FILES_PER_TASK = 16  # counts of many pictures travel between processes as one array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataOptions):
+    cam_dir: Path = option(REQUIRED, "folder of <id>.npz, as weaktr.generate_cam writes it")
+    split: str | None = option(None, "list of pictures; default: the one on which CAMs are scored")
+    mask_dir: Path | None = option(None, "folder of <id>.png masks; default: the data set's own")
+    thresholds: tuple[float, ...] = option((0.0, 0.99, 0.01), "first and last threshold, and the step")
+    select: str = option(
+        "auto",
+        "threshold to write: best mIoU on the masks; sweep: the published search from 0.40; published: "
+        "0.43 (voc12, folder) or 0.42 (coco14); auto: best where there are masks, else published",
+        choices=("auto", "best", "sweep", "published"),
+    )
+    workers: int = option(2, "processes; 0 computes in the command's own", changes_result=False)
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """Scores at T thresholds over K classes (background first), as fractions; see ``wsss.metrics.Scores``."""
+
+    thresholds: np.ndarray  # (T,)
+    scores: Scores  # iou (T, K), mean_iou (T,), ...
+
+    @property
+    def mean_iou(self) -> np.ndarray:
+        return self.scores.mean_iou
+
+    @property
+    def best_index(self) -> int:
+        """Of equal values, the lowest threshold."""
+        return int(np.argmax(self.mean_iou))
+
+    @property
+    def best_threshold(self) -> float:
+        return float(self.thresholds[self.best_index])
+
+    @property
+    def best_mean_iou(self) -> float:
+        return float(self.mean_iou[self.best_index])
+
+    @property
+    def published_threshold(self) -> float | None:
+        """Result of the published search: 0.40, 0.41, ... 0.59, stopping at the first not above the best so far.
+
+        None where the curve lacks one of these thresholds.
+        """
+        visited = [self.index(t) for t in SWEEP]
+        if None in visited:
+            return None
+        best = visited[0]
+        for i in visited[1:]:
+            if not self.mean_iou[i] > self.mean_iou[best]:
+                break
+            best = i
+        return float(self.thresholds[best])
+
+    def index(self, threshold: float) -> int | None:
+        """Position of a threshold in the curve, None if it is not there."""
+        found = np.flatnonzero(np.isclose(self.thresholds, threshold, rtol=0, atol=1e-9))
+        return int(found[0]) if len(found) else None
+
+    def mean_iou_at(self, threshold: float) -> float | None:
+        index = self.index(threshold)
+        return None if index is None else float(self.mean_iou[index])
+
+
+class ThresholdAccumulator:
+    """Counts that give the scores at every threshold, from one look at each picture.
+
+    Args:
+        num_fg_classes: C, foreground classes; K = C + 1.
+        thresholds: T increasing values.
+
+    Attributes:
+        counts: int64 (C, K, T + 1): pixels by class of the largest CAM, true class, and number of thresholds
+            that the CAM exceeds. Sums over processes by adding (``wsss.distributed.all_sum``).
+    """
+
+    def __init__(self, num_fg_classes: int, thresholds: Sequence[float]):
+        self.thresholds = np.asarray(thresholds, dtype=np.float64)
+        if self.thresholds.ndim != 1 or not len(self.thresholds) or not (np.diff(self.thresholds) > 0).all():
+            raise ValueError("thresholds must be an increasing list")
+        self.num_fg_classes = num_fg_classes
+        self.num_classes = num_fg_classes + 1
+        # A float16 has 65,536 values: look up how many thresholds lie below each
+        every_float16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+        self._exceeded = np.searchsorted(self.thresholds, every_float16, side="left")
+        self.counts = np.zeros((num_fg_classes, self.num_classes, len(self.thresholds) + 1), dtype=np.int64)
+
+    def update(self, cams: np.ndarray, class_ids: np.ndarray, mask: np.ndarray) -> None:
+        """Count one picture.
+
+        Args:
+            cams: (n, H, W), rounded to float16 if it is not; n may be 0: background everywhere.
+            class_ids: (n,) foreground class indices, counted from 0.
+            mask: (H, W), 0 background, c + 1, 255 not counted.
+
+        Raises:
+            ValueError: Sizes differ, or a class does not exist.
+        """
+        cams, class_ids = np.asarray(cams).astype(np.float16, copy=False), np.asarray(class_ids, np.int64)
+        if cams.shape != (len(class_ids), *mask.shape):
+            raise ValueError(
+                f"CAMs have the shape {cams.shape} for {len(class_ids)} classes, the mask {mask.shape}"
+            )
+        if len(class_ids) and not 0 <= class_ids.min() <= class_ids.max() < self.num_fg_classes:
+            raise ValueError(f"class indices {class_ids.tolist()} are not all below {self.num_fg_classes}")
+        counted = mask != 255
+        truth = mask[counted].astype(np.int64)
+        if truth.size and not 0 <= truth.min() <= truth.max() < self.num_classes:
+            raise ValueError(f"the mask holds {truth.max()}, there are {self.num_fg_classes} classes")
+        if not len(class_ids):  # exceeds no threshold: background, whatever class it is filed under
+            self.counts[0, :, 0] += np.bincount(truth, minlength=self.num_classes)
+            return
+        winner, largest = cams.argmax(axis=0)[counted], cams.max(axis=0)[counted]
+        exceeded = self._exceeded[largest.view(np.uint16)]
+        steps = self.counts.shape[2]
+        index = (winner * self.num_classes + truth) * steps + exceeded
+        shape = (len(class_ids), *self.counts.shape[1:])
+        found = np.bincount(index, minlength=np.prod(shape)).reshape(shape)
+        np.add.at(self.counts, class_ids, found)
+
+    def merge(self, other: "ThresholdAccumulator") -> "ThresholdAccumulator":
+        """Add another accumulator's counts, in place; returns self."""
+        if not np.array_equal(self.thresholds, other.thresholds):
+            raise ValueError("accumulators of different thresholds cannot be merged")
+        self.counts += other.counts
+        return self
+
+    def curve(self) -> ThresholdCurve:
+        """The scores at every threshold.
+
+        Raises:
+            ValueError: Nothing was counted.
+        """
+        truth = self.counts.sum(axis=(0, 2))
+        if not truth.any():
+            raise ValueError("no pixel was counted")
+        # above[c, g, t]: pixels of truth g given to class c at threshold t, those that exceed more than t of them
+        above = self.counts[:, :, :0:-1].cumsum(axis=2)[:, :, ::-1]
+        foreground = above.sum(axis=1)
+        background = truth.sum() - foreground.sum(axis=0)
+        own = np.arange(self.num_fg_classes)
+        background_correct = truth[0] - above[:, 0].sum(axis=0)
+        correct = np.concatenate([background_correct[None], above[own, own + 1]]).T
+        predicted = np.concatenate([background[None], foreground]).T
+        return ThresholdCurve(
+            self.thresholds, scores_from_totals(correct, predicted, np.broadcast_to(truth, correct.shape))
+        )
+
+
+def threshold_curve(
+    cam_dir: Path,
+    mask_dir: Path,
+    image_ids: Iterable[str],
+    *,
+    num_classes: int,
+    thresholds: Sequence[float],
+) -> ThresholdCurve:
+    """The curve of a folder of CAM files against a folder of masks.
+
+    Args:
+        cam_dir: ``<id>.npz`` files, full or compact.
+        mask_dir: ``<id>.png`` files: 0 background, c + 1, 255 not counted.
+        image_ids: The pictures; every one needs both files.
+        num_classes: Foreground classes.
+        thresholds: Increasing values.
+
+    Raises:
+        UserError: A file is missing or damaged, or a mask's size differs from its CAMs'.
+    """
+    pairs = [(Path(cam_dir) / f"{i}.npz", Path(mask_dir) / f"{i}.png") for i in image_ids]
+    accumulator = ThresholdAccumulator(num_classes, thresholds)
+    accumulator.counts += _count_files(pairs, num_classes, tuple(thresholds))
+    return accumulator.curve()
+
+
+def _count_files(pairs: Iterable[tuple[Path | None, Path]], num_classes: int, thresholds) -> np.ndarray:
+    """Counts over (CAM file, mask file) pairs; None stands for a picture without labels."""
+    accumulator = ThresholdAccumulator(num_classes, thresholds)
+    for cam_path, mask_path in pairs:
+        mask = read_mask(mask_path)
+        if cam_path is None:
+            cams, class_ids = np.zeros((0, *mask.shape), np.float16), np.zeros(0, np.int64)
+        else:
+            cams, class_ids = read_cams(cam_path)
+        try:
+            accumulator.update(cams, class_ids, mask)
+        except ValueError as error:
+            raise UserError(
+                f"{mask_path}: does not fit {cam_path} ({error}); "
+                "check that masks, classes.txt and CAMs are of the same pictures"
+            ) from None
+    return accumulator.counts
+
+
+def cam_path_or_none(cam_dir: Path, dataset, image_id: str) -> Path | None:
+    """The CAM file of a picture; None for one that has no file because it has no labels.
+
+    Raises:
+        UserError: The picture has labels and no file.
+    """
+    path = Path(cam_dir) / f"{image_id}.npz"
+    if path.is_file():
+        return path
+    if dataset.labels(image_id).any():
+        raise UserError(
+            f"{path}: no such CAM file; make it with python -m weaktr.generate_cam for the same split"
+        )
+    return None
+
+
+def cams_identity(cam_dir: Path) -> str | None:
+    """Hash of the record of how the CAMs were made, None where the folder has none (CAMs from elsewhere)."""
+    if not cam_dir.is_dir():
+        raise UserError(f"{cam_dir}: no such folder of CAMs; give the one that weaktr.generate_cam wrote")
+    config = cam_dir / "config.json"
+    return sha256(config) if config.is_file() else None
+
+
+def threshold_values(first: float, last: float, step: float) -> tuple[float, ...]:
+    """``first, first + step, ..., last``, rounded to 6 decimals, so that 0.43 is the number 0.43."""
+    return tuple(round(first + i * step, 6) for i in range(round((last - first) / step) + 1))
+
+
+def main(config: Config) -> None:
+    if len(config.thresholds) != 3 or not (
+        -1e-9 <= config.thresholds[0] <= config.thresholds[1] <= 1 and 1e-6 <= config.thresholds[2]
+    ):
+        raise UserError("--thresholds: give first, last and step within 0..1, such as 0.00 0.99 0.01")
+    dataset = load_dataset(config.dataset, config.data_path)
+    split = config.split or dataset.cam_split
+    image_ids = dataset.image_ids(split)
+    thresholds = threshold_values(*config.thresholds)
+    options = result_options(config) | {"split": split, "cams": cams_identity(config.cam_dir)}
+    output_dir = open_run(
+        config.output_dir,
+        "weaktr.search_threshold",
+        options,
+        owned=("threshold.json", "threshold.png"),
+        overwrite=config.overwrite,
+    )
+    record = {
+        "threshold": PUBLISHED_THRESHOLDS[config.dataset],
+        "selected_by": "published value, no mask read",
+    }
+    if config.mask_dir is None and not dataset.has_masks(split):
+        if config.select in ("best", "sweep"):
+            raise UserError(
+                f"{config.data_path}: split {split} has no masks for --select {config.select}; "
+                "give --mask-dir, or take --select published"
+            )
+        log.info("%s has no masks: nothing to measure, taking the published threshold", split)
+    else:
+        record = _search(config, dataset, split, image_ids, thresholds, output_dir)
+    write_json(output_dir / "threshold.json", record)
+    log.info("wrote    %s", output_dir / "threshold.json")
+    log.info("threshold %.2f (%s)", record["threshold"], record["selected_by"])
+    masks_dir = output_dir.parent / "masks" / split
+    command = ["python", "-m", "weaktr.make_masks", "--dataset", config.dataset]
+    command += ["--data-path", config.data_path, "--cam-dir", config.cam_dir, "--split", split]
+    command += ["--threshold-file", output_dir / "threshold.json", "--output-dir", masks_dir]
+    log.info("next     %s", shlex.join(map(str, command)))
+
+
+def _search(config: Config, dataset, split: str, image_ids, thresholds, output_dir: Path) -> dict:
+    pairs = [
+        (
+            cam_path_or_none(config.cam_dir, dataset, image_id),
+            config.mask_dir / f"{image_id}.png" if config.mask_dir else dataset.mask_path(image_id),
+        )
+        for image_id in image_ids
+    ]
+    if not pairs:
+        raise UserError(f"{config.data_path}: split {split} is empty; give another --split")
+    unlabelled = sum(cam is None for cam, _ in pairs)
+    if unlabelled:
+        log.info("%d of %d pictures have no labels and no CAMs: background", unlabelled, len(pairs))
+    count = functools.partial(_count_files, num_classes=dataset.num_fg_classes, thresholds=thresholds)
+    accumulator = ThresholdAccumulator(dataset.num_fg_classes, thresholds)
+    with tqdm(total=len(pairs), desc="CAM files", unit="file") as progress:
+        for counts in parallel_map(count, itertools.batched(pairs, FILES_PER_TASK), workers=config.workers):
+            accumulator.counts += counts
+            progress.update(min(FILES_PER_TASK, len(pairs) - progress.n))
+    curve = accumulator.curve()
+    fixed = PUBLISHED_THRESHOLDS[config.dataset]
+    chosen = {
+        "best": (curve.best_threshold, f"best mIoU on the masks of {split}"),
+        "sweep": (curve.published_threshold, f"published search on the masks of {split}"),
+        "published": (fixed, "published value, masks not used"),
+    }
+    select = "best" if config.select == "auto" else config.select
+    if chosen[select][0] is None:
+        raise UserError(
+            "--select sweep: the published search needs --thresholds to hold 0.40, 0.41, ... 0.59"
+        )
+    record = {"threshold": chosen[select][0], "selected_by": chosen[select][1]}
+    record |= curve_record(curve, split, len(pairs), unlabelled, dataset.class_names)
+    plot_curve(curve, output_dir / "threshold.png", split, fixed)
+    log.info("%-28s %9s %7s %7s %7s", f"{split}, {len(pairs)} pictures", "threshold", "mIoU", "FP", "FN")
+    rows = {
+        "best": curve.best_threshold,
+        "published search": curve.published_threshold,
+        "published value": fixed,
+    }
+    for name, threshold in rows.items():
+        index = None if threshold is None else curve.index(threshold)
+        if index is not None:
+            s = curve.scores
+            values = (s.mean_iou[index], s.mean_false_positive[index], s.mean_false_negative[index])
+            log.info("%-28s %9.2f %6.1f%% %6.1f%% %6.1f%%", name, threshold, *(100 * v for v in values))
+    log.info("IoU at the best: %s", ", ".join(
+        f"{name} {100 * iou:.1f}"
+        for name, iou in zip(("background", *dataset.class_names), curve.scores.iou[curve.best_index], strict=True)
+    ))  # fmt: skip
+    log.info("wrote    %s", output_dir / "threshold.png")
+    return record
+
+
+def curve_record(curve: ThresholdCurve, split: str, images: int, unlabelled: int, class_names) -> dict:
+    """The curve as plain values for threshold.json."""
+    s = curve.scores
+    return {
+        "split": split,
+        "images": images,
+        "images_without_labels": unlabelled,
+        "best_threshold": curve.best_threshold,
+        "best_mean_iou": curve.best_mean_iou,
+        "published_search_threshold": curve.published_threshold,
+        "published_search_mean_iou": (
+            None if curve.published_threshold is None else curve.mean_iou_at(curve.published_threshold)
+        ),
+        "class_names": ["background", *class_names],
+        "curve": {
+            "threshold": curve.thresholds,
+            **{
+                name: getattr(s, name)
+                for name in (
+                    "mean_iou", "mean_false_positive", "mean_false_negative", "mean_precision", "mean_recall",
+                    "pixel_accuracy", "iou", "false_positive", "false_negative", "precision", "recall",
+                )
+            },
+        },
+    }  # fmt: skip
+
+
+def plot_curve(curve: ThresholdCurve, path: Path, split: str, published: float) -> None:
+    """mIoU, FP and FN over the threshold as a PNG, the best and the published values marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    s = curve.scores
+    curves = {"mIoU": s.mean_iou, "FP": s.mean_false_positive, "FN": s.mean_false_negative}
+    for (name, values), style in zip(curves.items(), ("-", "--", ":"), strict=True):
+        axes.plot(curve.thresholds, 100 * values, style, label=name)
+    label = f"best {curve.best_threshold:.2f}: {100 * curve.best_mean_iou:.1f}%"
+    axes.plot(curve.best_threshold, 100 * curve.best_mean_iou, "o", color="C3", label=label)
+    if curve.published_threshold is not None:
+        value = 100 * curve.mean_iou_at(curve.published_threshold)
+        label = f"published search {curve.published_threshold:.2f}: {value:.1f}%"
+        axes.plot(curve.published_threshold, value, "s", color="C4", fillstyle="none", label=label)
+    axes.axvline(published, color="0.6", linewidth=1, label=f"published value {published:.2f}")
+    axes.set(
+        xlabel="background threshold", ylabel="%, mean over classes", title=f"CAMs of {split}", ylim=(0, 100)
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
+if __name__ == "__main__":
+    run_command(main, Config, prog="weaktr.search_threshold", description=__doc__)

@@ -1,0 +1,100 @@
+"""Checkpoints: saved atomically, read without executing anything, loaded with every tensor accounted for."""
+
+import argparse
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsss.errors import UserError
+from wsss.io import atomic_write
+
+# What a released pickle may hold besides tensors and plain values. numpy 2.0 moved ``scalar``; older files
+# use its old address.
+_NUMPY_DTYPES = [type(np.dtype(t)) for t in "?bBhHiIlLqQefd"]
+_ALLOWED = [
+    argparse.Namespace,
+    np.dtype,
+    *_NUMPY_DTYPES,
+    np._core.multiarray.scalar,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+]
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write a checkpoint; ``path`` keeps its old content until all of the new one is on the disk."""
+    buffer = (
+        io.BytesIO()
+    )  # torch.save on a full disk raises RuntimeError without a reason; file.write an OSError
+    torch.save(content, buffer)
+    with atomic_write(Path(path)) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint onto the CPU.
+
+    Only tensors, plain values, ``argparse.Namespace`` and numpy scalars are accepted; nothing else in the
+    file is ever executed. ``.safetensors`` files are read as a bare state dict.
+
+    Raises:
+        UserError: Missing, truncated, not a checkpoint, or holding anything outside the allow-list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = str(error).split("GLOBAL ")[-1].split(" was not")[0] if "GLOBAL " in str(error) else ""
+        raise UserError(
+            f"{path}: refused, not a plain checkpoint{f' (it holds {name[:80]})' if name else ''}; "
+            "only tensors, plain values, argparse namespaces and numpy scalars are read"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a cut zip, a cut pickle, a cut safetensors header: many types
+        raise UserError(f"{path}: truncated or not a checkpoint; fetch or make it again") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint; check the path")
+    return content
+
+
+def unwrap_state(content: Mapping, source) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint: under ``model``, ``state_dict`` or bare; no ``module.``."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    state = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not state:
+        raise UserError(f"{source}: holds no tensors; check that it is a weights file")
+    return state
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], source) -> None:
+    """``load_state_dict(strict=True)`` whose failure is one line with the first names that disagree."""
+    own = model.state_dict()
+    problems = [f"{k} missing" for k in own if k not in state]
+    problems += [f"{k} unexpected" for k in state if k not in own]
+    problems += [
+        f"{k} is {tuple(state[k].shape)}, the network's is {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{source}: does not fit the network ({'; '.join(problems[:3])}{more}); "
+            "check the backbone and the number of classes"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,50 @@
+"""Picture transforms of classification training, validation and CAM generation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from wsss.compat import clamp_posterize
+
+
+def classification_train_transform(image_size: int, mean: Sequence[float], std: Sequence[float]):
+    """DeiT's training transform: PIL picture to normalised (3, S, S).
+
+    Random resized crop (area 0.08..1, aspect 3/4..4/3, bicubic), flip, RandAugment, random erasing. Colour
+    jitter is given as published, and unused by timm where RandAugment is on.
+    """
+    clamp_posterize()
+    return create_transform(
+        image_size,
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        mean=mean,
+        std=std,
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+    )
+
+
+def classification_val_transform(image_size: int, mean: Sequence[float], std: Sequence[float]):
+    """Resize the short side to 256/224 of the crop (bicubic), centre crop, normalise."""
+    return create_transform(image_size, interpolation="bicubic", mean=mean, std=std, crop_pct=224 / 256)
+
+
+def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (H, W, 3) to float32 (3, H, W): to 0..1, minus mean, over std."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """PIL's bicubic resize of a uint8 (H, W, 3) picture to ``size`` (H', W')."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
