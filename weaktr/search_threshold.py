@@ -6,7 +6,6 @@ measure: the published threshold is written, and the file says so.
 """
 
 import functools
-import itertools
 import logging
 import shlex
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ from wsss.run import open_run, sha256
 log = logging.getLogger(__name__)
 
 PUBLISHED_THRESHOLDS = {"voc12": 0.43, "coco14": 0.42, "folder": 0.43}
+NOT_MEASURED = "published value, masks not used"
 SWEEP = tuple(i / 100 for i in range(40, 60))  # what the published search may visit
 FILES_PER_TASK = 16  # counts of many pictures travel between processes as one array
 
@@ -73,7 +73,7 @@ class ThresholdCurve:
 
     @property
     def published_threshold(self) -> float | None:
-        """Result of the published search: 0.40, 0.41, ... 0.59, stopping at the first not above the best so far.
+        """The published search: 0.40, 0.41, ... 0.59, stopped by the first value not above the best so far.
 
         None where the curve lacks one of these thresholds.
         """
@@ -169,7 +169,7 @@ class ThresholdAccumulator:
         truth = self.counts.sum(axis=(0, 2))
         if not truth.any():
             raise ValueError("no pixel was counted")
-        # above[c, g, t]: pixels of truth g given to class c at threshold t, those that exceed more than t of them
+        # above[c, g, t]: pixels of truth g given to class c at threshold number t
         above = self.counts[:, :, :0:-1].cumsum(axis=2)[:, :, ::-1]
         foreground = above.sum(axis=1)
         background = truth.sum() - foreground.sum(axis=0)
@@ -237,9 +237,7 @@ def cam_path_or_none(cam_dir: Path, dataset, image_id: str) -> Path | None:
     if path.is_file():
         return path
     if dataset.labels(image_id).any():
-        raise UserError(
-            f"{path}: no such CAM file; make it with python -m weaktr.generate_cam for the same split"
-        )
+        raise UserError(f"{path}: no such CAM file; run python -m weaktr.generate_cam for this split first")
     return None
 
 
@@ -257,106 +255,110 @@ def threshold_values(first: float, last: float, step: float) -> tuple[float, ...
 
 
 def main(config: Config) -> None:
-    if len(config.thresholds) != 3 or not (
-        -1e-9 <= config.thresholds[0] <= config.thresholds[1] <= 1 and 1e-6 <= config.thresholds[2]
-    ):
-        raise UserError("--thresholds: give first, last and step within 0..1, such as 0.00 0.99 0.01")
     dataset = load_dataset(config.dataset, config.data_path)
     split = config.split or dataset.cam_split
-    image_ids = dataset.image_ids(split)
-    thresholds = threshold_values(*config.thresholds)
-    options = result_options(config) | {"split": split, "cams": cams_identity(config.cam_dir)}
+    thresholds = _checked_thresholds(config)
+    cams = cams_identity(config.cam_dir)
+    pairs = None
+    if config.mask_dir is not None or dataset.has_masks(split):
+        pairs = _file_pairs(config, dataset, split)
+    elif config.select in ("best", "sweep"):
+        raise UserError(
+            f"{config.data_path}: not every picture of {split} has a mask, which --select {config.select} "
+            "needs; give --mask-dir, or take --select published"
+        )
     output_dir = open_run(
         config.output_dir,
         "weaktr.search_threshold",
-        options,
+        result_options(config) | {"split": split, "cams_config_sha256": cams},
         owned=("threshold.json", "threshold.png"),
         overwrite=config.overwrite,
     )
-    record = {
-        "threshold": PUBLISHED_THRESHOLDS[config.dataset],
-        "selected_by": "published value, no mask read",
-    }
-    if config.mask_dir is None and not dataset.has_masks(split):
-        if config.select in ("best", "sweep"):
-            raise UserError(
-                f"{config.data_path}: split {split} has no masks for --select {config.select}; "
-                "give --mask-dir, or take --select published"
-            )
-        log.info("%s has no masks: nothing to measure, taking the published threshold", split)
+    record = {"threshold": PUBLISHED_THRESHOLDS[config.dataset], "selected_by": NOT_MEASURED}
+    if pairs is None:
+        log.info("Not every picture of %s has a mask: nothing to measure.", split)
     else:
-        record = _search(config, dataset, split, image_ids, thresholds, output_dir)
+        curve = _measure(pairs, dataset.num_fg_classes, thresholds, config.workers)
+        if config.select in ("auto", "best"):
+            record = {"threshold": curve.best_threshold, "selected_by": f"best mIoU on the masks of {split}"}
+        elif config.select == "sweep":
+            record = {
+                "threshold": curve.published_threshold,
+                "selected_by": f"published search on the masks of {split}",
+            }
+        without_labels = sum(cam is None for cam, _ in pairs)
+        record |= {"split": split, "images": len(pairs), "images_without_labels": without_labels}
+        record |= curve_record(curve, dataset.class_names)
+        published = PUBLISHED_THRESHOLDS[config.dataset]
+        plot_curve(curve, output_dir / "threshold.png", split, published)
+        _log_curve(curve, f"{split}, {len(pairs)} pictures", published, dataset.class_names)
+        if without_labels:
+            log.info("%d pictures have no labels and no CAMs: all background", without_labels)
+        log.info("wrote     %s", output_dir / "threshold.png")
     write_json(output_dir / "threshold.json", record)
-    log.info("wrote    %s", output_dir / "threshold.json")
+    log.info("wrote     %s", output_dir / "threshold.json")
     log.info("threshold %.2f (%s)", record["threshold"], record["selected_by"])
-    masks_dir = output_dir.parent / "masks" / split
     command = ["python", "-m", "weaktr.make_masks", "--dataset", config.dataset]
     command += ["--data-path", config.data_path, "--cam-dir", config.cam_dir, "--split", split]
-    command += ["--threshold-file", output_dir / "threshold.json", "--output-dir", masks_dir]
-    log.info("next     %s", shlex.join(map(str, command)))
+    command += ["--threshold-file", output_dir / "threshold.json"]
+    command += ["--output-dir", output_dir.parent / "masks" / split]
+    log.info("next      %s", shlex.join(map(str, command)))
 
 
-def _search(config: Config, dataset, split: str, image_ids, thresholds, output_dir: Path) -> dict:
-    pairs = [
+def _checked_thresholds(config: Config) -> tuple[float, ...]:
+    given = config.thresholds
+    if len(given) != 3 or not (0 <= given[0] <= given[1] <= 1 and given[2] >= 1e-4):
+        raise UserError("--thresholds: give first, last and step within 0..1, such as 0.00 0.99 0.01")
+    thresholds = threshold_values(*given)
+    if config.select == "sweep" and not set(SWEEP) <= set(thresholds):
+        raise UserError("--select sweep: needs --thresholds that hold 0.40, 0.41, ... 0.59")
+    return thresholds
+
+
+def _file_pairs(config: Config, dataset, split: str) -> list[tuple[Path | None, Path]]:
+    return [
         (
             cam_path_or_none(config.cam_dir, dataset, image_id),
             config.mask_dir / f"{image_id}.png" if config.mask_dir else dataset.mask_path(image_id),
         )
-        for image_id in image_ids
+        for image_id in dataset.image_ids(split)
     ]
-    if not pairs:
-        raise UserError(f"{config.data_path}: split {split} is empty; give another --split")
-    unlabelled = sum(cam is None for cam, _ in pairs)
-    if unlabelled:
-        log.info("%d of %d pictures have no labels and no CAMs: background", unlabelled, len(pairs))
-    count = functools.partial(_count_files, num_classes=dataset.num_fg_classes, thresholds=thresholds)
-    accumulator = ThresholdAccumulator(dataset.num_fg_classes, thresholds)
+
+
+def _measure(pairs, num_fg_classes: int, thresholds: tuple[float, ...], workers: int) -> ThresholdCurve:
+    count = functools.partial(_count_files, num_classes=num_fg_classes, thresholds=thresholds)
+    accumulator = ThresholdAccumulator(num_fg_classes, thresholds)
+    tasks = [pairs[i : i + FILES_PER_TASK] for i in range(0, len(pairs), FILES_PER_TASK)]
     with tqdm(total=len(pairs), desc="CAM files", unit="file") as progress:
-        for counts in parallel_map(count, itertools.batched(pairs, FILES_PER_TASK), workers=config.workers):
+        for task, counts in zip(tasks, parallel_map(count, tasks, workers=workers), strict=True):
             accumulator.counts += counts
-            progress.update(min(FILES_PER_TASK, len(pairs) - progress.n))
-    curve = accumulator.curve()
-    fixed = PUBLISHED_THRESHOLDS[config.dataset]
-    chosen = {
-        "best": (curve.best_threshold, f"best mIoU on the masks of {split}"),
-        "sweep": (curve.published_threshold, f"published search on the masks of {split}"),
-        "published": (fixed, "published value, masks not used"),
-    }
-    select = "best" if config.select == "auto" else config.select
-    if chosen[select][0] is None:
-        raise UserError(
-            "--select sweep: the published search needs --thresholds to hold 0.40, 0.41, ... 0.59"
-        )
-    record = {"threshold": chosen[select][0], "selected_by": chosen[select][1]}
-    record |= curve_record(curve, split, len(pairs), unlabelled, dataset.class_names)
-    plot_curve(curve, output_dir / "threshold.png", split, fixed)
-    log.info("%-28s %9s %7s %7s %7s", f"{split}, {len(pairs)} pictures", "threshold", "mIoU", "FP", "FN")
+            progress.update(len(task))
+    if not accumulator.counts.any():
+        raise UserError(f"{pairs[0][1].parent}: every pixel of these masks is 255; give other masks")
+    return accumulator.curve()
+
+
+def _log_curve(curve: ThresholdCurve, title: str, published: float, class_names) -> None:
+    s = curve.scores
+    log.info("%-28s threshold    mIoU      FP      FN", title)
     rows = {
         "best": curve.best_threshold,
         "published search": curve.published_threshold,
-        "published value": fixed,
+        "published value": published,
     }
     for name, threshold in rows.items():
-        index = None if threshold is None else curve.index(threshold)
-        if index is not None:
-            s = curve.scores
-            values = (s.mean_iou[index], s.mean_false_positive[index], s.mean_false_negative[index])
-            log.info("%-28s %9.2f %6.1f%% %6.1f%% %6.1f%%", name, threshold, *(100 * v for v in values))
-    log.info("IoU at the best: %s", ", ".join(
-        f"{name} {100 * iou:.1f}"
-        for name, iou in zip(("background", *dataset.class_names), curve.scores.iou[curve.best_index], strict=True)
-    ))  # fmt: skip
-    log.info("wrote    %s", output_dir / "threshold.png")
-    return record
+        i = None if threshold is None else curve.index(threshold)
+        if i is not None:
+            percents = (100 * x[i] for x in (s.mean_iou, s.mean_false_positive, s.mean_false_negative))
+            log.info("%-28s %9.2f %6.1f%% %6.1f%% %6.1f%%", name, threshold, *percents)
+    ious = zip(("background", *class_names), s.iou[curve.best_index], strict=True)
+    log.info("IoU at the best: %s", ", ".join(f"{name} {100 * iou:.1f}" for name, iou in ious))
 
 
-def curve_record(curve: ThresholdCurve, split: str, images: int, unlabelled: int, class_names) -> dict:
+def curve_record(curve: ThresholdCurve, class_names) -> dict:
     """The curve as plain values for threshold.json."""
     s = curve.scores
     return {
-        "split": split,
-        "images": images,
-        "images_without_labels": unlabelled,
         "best_threshold": curve.best_threshold,
         "best_mean_iou": curve.best_mean_iou,
         "published_search_threshold": curve.published_threshold,

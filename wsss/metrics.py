@@ -18,7 +18,7 @@ class Scores:
 
     With TP, P and T the numbers of pixels of a class that are right, predicted and true, and
     union = P + T - TP, the definitions are those of the published evaluation. The means are over the classes
-    where the value exists: ``precision`` is nan for a class never predicted, ``recall`` for one without truth.
+    where the value exists: ``precision`` is nan for a class never predicted, ``recall`` for one never true.
     """
 
     iou: np.ndarray  # TP / union
@@ -145,9 +145,9 @@ def sample_mean_ap(labels, scores) -> float:
 
 
 def class_mean_ap(labels, scores) -> float:
-    """Mean over classes of each class's average precision over images; classes without a positive are skipped.
+    """Mean over classes of each class's average precision over images.
 
-    Arguments and result as ``sample_mean_ap``.
+    Classes without a positive are skipped. Arguments and result as ``sample_mean_ap``.
     """
     labels, scores = _label_arrays(labels, scores)
     return _mean_average_precision(labels.T, scores.T)
@@ -168,7 +168,8 @@ def _label_arrays(labels, scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over rows. Average precision = mean over positives of the precision among all scored at least as high.
+    """Mean over rows. A row's average precision is the mean, over its positives, of the precision among all
+    entries scored at least as high.
 
     Equal to sklearn's ``average_precision_score`` row by row, without its call per row.
     """

@@ -7,7 +7,7 @@ from wsss.io import VOC_PALETTE
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, *, alpha: float = 0.5) -> np.ndarray:
-    """A label map in the VOC palette over its picture; background (0) and ignored pixels (255) are left alone.
+    """A label map in the VOC palette over its picture; background (0) and ignored pixels (255) stay as is.
 
     Args:
         image: uint8 (H, W, 3).
