@@ -5,12 +5,9 @@ asked for and kept. Layouts and rules are in docs/data.md.
 """
 
 import abc
-import csv
-import io
 import os
 import re
 import unicodedata
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +17,22 @@ from typing import ClassVar
 import numpy as np
 
 from wsss.errors import UserError
-from wsss.io import read_json, read_lines, read_numbered_lines, read_text
+from wsss.io import read_lines, read_numbered_lines
+from wsss.labels import (
+    COCO_UNUSED,
+    check_id,
+    read_coco_json,
+    read_label_csv,
+    read_label_json,
+    read_voc_xml,
+)
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-# COCO's category ids run from 1 to 90 and skip ten numbers; class c (from 0) is category c + 1, as published.
-_COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+# Named unused_ID where COCO has no such category.
 _COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -41,7 +45,7 @@ _COCO_NAMES = (
     "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 _names = iter(_COCO_NAMES)
-COCO_CLASSES = tuple(f"unused_{i}" if i in _COCO_UNUSED else next(_names) for i in range(1, 91))
+COCO_CLASSES = tuple(f"unused_{i}" if i in COCO_UNUSED else next(_names) for i in range(1, 91))
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SUBSET_SEED = 504  # the published subsets of COCO were not released: ours are drawn with the recipe's seed
@@ -266,28 +270,6 @@ class Voc12(Dataset):
         return self._labels[image_id]
 
 
-def read_voc_xml(path: Path, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    """Classes of one VOC annotation: the name of every ``<object>`` directly below the root.
-
-    Objects marked difficult or truncated count; the ``<part>`` of an object (head, hand, foot) does not.
-
-    Raises:
-        UserError: No such file, not XML, no annotation, or a name outside ``class_names``.
-    """
-    text = read_text(path)
-    try:
-        # The declared encoding no longer holds for text that is decoded already.
-        annotation = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text))
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path}: not valid XML ({error}); mend it or fetch it again") from None
-    if annotation.tag != "annotation":
-        raise UserError(
-            f"{path}: root element <{annotation.tag}>, not VOC's <annotation>; fetch the file again"
-        )
-    names = [(thing.findtext("name") or "").strip() for thing in annotation.findall("object")]
-    return _indices(names, {c: i for i, c in enumerate(class_names)}, str(path))
-
-
 # ------------------------------------------------------------------------------------------ COCO 2014
 
 
@@ -386,35 +368,6 @@ class Coco14(Dataset):
             f"{self.root / 'annotations'}: no image {image_id!r} in instances_{{train,val}}2014.json; "
             "put the official files there"
         )
-
-
-def read_coco_json(path: Path) -> dict[str, tuple[int, ...]]:
-    """Classes (category id - 1) of every image of a COCO instances file, crowds included, by 12-digit id.
-
-    Raises:
-        UserError: No such file, not COCO's format, or a category that COCO does not have.
-    """
-
-    def drop_outlines(entry: dict) -> dict:
-        entry.pop("segmentation", None)  # nine tenths of the memory, not needed here
-        return entry
-
-    content = read_json(path, object_hook=drop_outlines)
-    valid = {i for i in range(1, 91) if i not in _COCO_UNUSED}
-    try:
-        classes: dict[int, set[int]] = {int(image["id"]): set() for image in content["images"]}
-        for annotation in content["annotations"]:
-            if annotation["category_id"] not in valid:
-                raise UserError(
-                    f"{path}: annotation {annotation.get('id')} has category {annotation['category_id']!r}, "
-                    "which COCO does not have; fetch the official file"
-                )
-            classes[annotation["image_id"]].add(annotation["category_id"] - 1)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a COCO instances file ({type(error).__name__}: {error}); fetch the official file"
-        ) from None
-    return {f"{number:012d}": tuple(sorted(found)) for number, found in classes.items()}
 
 
 # --------------------------------------------------------------------------------------------- folder
@@ -529,9 +482,9 @@ class Folder(Dataset):
         """File and content of labels.csv, else of labels.json; None where annotations/ holds XML instead."""
         index = {c: i for i, c in enumerate(self.class_names)}
         if (path := self.root / "labels.csv").is_file():
-            return path, _read_label_csv(path, index)
+            return path, read_label_csv(path, index)
         if (path := self.root / "labels.json").is_file():
-            return path, _read_label_json(path, index)
+            return path, read_label_json(path, index)
         if not (self.root / "annotations").is_dir():
             raise UserError(
                 f"{self.root / 'labels.csv'}: no such file, nor labels.json or annotations/; "
@@ -540,98 +493,7 @@ class Folder(Dataset):
         return None
 
 
-def _read_label_csv(path: Path, index: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    reader = csv.reader(io.StringIO(unicodedata.normalize("NFC", read_text(path)), newline=""), strict=True)
-    table: dict[str, tuple[int, ...]] = {}
-    lines: dict[str, int] = {}
-    header = None
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if header is None:
-                header = cells
-                if cells != ["image", "labels"]:
-                    raise UserError(
-                        f"{where}: header {','.join(row)!r}; the first line must be 'image,labels'"
-                    )
-                continue
-            if len(cells) != 2:
-                raise UserError(
-                    f"{where}: {len(cells)} columns instead of 2; write 'image,labels', class names "
-                    "separated by ';' (names with commas in double quotes), nothing after the comma for no class"
-                )
-            image_id = check_id(cells[0], where)
-            if image_id in table:
-                raise UserError(
-                    f"{where}: id {image_id!r} is there twice (first: line {lines[image_id]}); remove one"
-                )
-            lines[image_id] = reader.line_num
-            names = [name.strip() for name in cells[1].split(";")]
-            table[image_id] = _indices([n for n in names if n], index, where)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend this line") from None
-    if header is None:
-        raise UserError(f"{path}: is empty; the first line must be 'image,labels'")
-    return table
-
-
-def _read_label_json(path: Path, index: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in pairs:
-            key = unicodedata.normalize("NFC", key)
-            if key in found:
-                raise UserError(f"{path}: id {key!r} is there twice; remove one")
-            found[key] = value
-        return found
-
-    content = read_json(path, object_pairs_hook=unique)
-    form = 'write {"id": ["class", ...], ...}'
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object; {form}")
-    table = {}
-    for image_id, names in content.items():
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise UserError(f"{path}: labels of id {image_id!r} are not a list of names; {form}")
-        names = [unicodedata.normalize("NFC", n).strip() for n in names]
-        table[check_id(image_id, str(path))] = _indices(names, index, f"{path}, id {image_id!r}")
-    return table
-
-
 # ------------------------------------------------------------------------------------------- helpers
-
-
-def check_id(image_id: str, where: str = "image id") -> str:
-    """Return an id that is safe as a file name on every system.
-
-    Raises:
-        UserError: Empty, with a path separator, a drive letter, ``..`` or control characters, or beginning
-            with a dot: such an id could name a file outside the data set or the output folder.
-    """
-    if (
-        not image_id
-        or image_id.startswith(".")
-        or ".." in image_id
-        or re.search(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:", image_id)
-    ):
-        raise UserError(
-            f"{where}: id {image_id!r} is not a plain file name; "
-            "use a picture's name without folder and suffix"
-        )
-    return image_id
-
-
-def _indices(names: Iterable[str], index: dict[str, int], where: str) -> tuple[int, ...]:
-    found = set()
-    for name in names:
-        if name not in index:
-            known = ", ".join(index) if len(index) <= 20 else f"{len(index)} classes"
-            raise UserError(f"{where}: unknown class {name!r} (known: {known}); correct it or add the class")
-        found.add(index[name])
-    return tuple(sorted(found))
 
 
 def _file_names(folder: Path) -> frozenset[str]:

@@ -55,17 +55,22 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf8", newline="")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Content of a file; UserError if there is none or it cannot be read."""
+    path = Path(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from None
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, a byte-order mark removed, line ends as stored.
 
     Raises:
         UserError: No such file, not readable, or not UTF-8.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(_unreadable(path, error)) from None
+    data = read_bytes(path)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: is UTF-16 text; save it as UTF-8")
     try:
@@ -144,14 +149,7 @@ def read_image(path: Path, *, exif: bool = False) -> np.ndarray:
         UserError: Missing, damaged or truncated file, not a picture, more than ``MAX_PIXELS``, or a kind of
             pixel without a defined range (floating point, 32-bit, signed).
     """
-    image = _load_picture(path)
-    if exif:
-        try:
-            image = ImageOps.exif_transpose(image)
-        except Exception as error:  # Pillow parses the tags here, and fails on damaged ones in many ways
-            raise UserError(f"{path}: damaged EXIF data ({error}); leave --exif out or mend it") from None
-    elif orientation := image.info.get("applied_orientation"):
-        image = image.transpose(_UNDO_ORIENTATION[orientation])
+    image = _turn(_load_picture(path), path, exif=exif)
     if image.mode.startswith(("I", "F")):
         return np.repeat(_high_byte(image, path)[..., None], 3, axis=2)
     if image.has_transparency_data:
@@ -170,9 +168,11 @@ def read_mask(path: Path) -> np.ndarray:
         UserError: As ``read_image``; or a colour picture, one with alpha, a JPEG, or a value above 255.
     """
     image = _load_picture(path)
-    if image.format in ("JPEG", "MPO", "WEBP"):
+    kind = image.format
+    image = _turn(image, path, exif=False)
+    if kind in ("JPEG", "MPO", "WEBP"):
         raise UserError(
-            f"{path}: is a {image.format} picture, whose compression changes class indices; give masks as PNG"
+            f"{path}: is a {kind} picture, whose compression changes class indices; give masks as PNG"
         )
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         values = np.array(image)
@@ -255,7 +255,7 @@ def _load_picture(path: Path) -> Image.Image:
             if image.tile:
                 image.info["raw_mode"] = image.tile[0][3]
             if image.format == "TIFF":  # the one format that Pillow turns by itself while it loads
-                image.info["applied_orientation"] = _orientation(image)
+                image.info["turned_by_tiff"] = image.getexif().get(0x0112)
             image.load()
             return image
     except MemoryError:
@@ -277,21 +277,23 @@ def _load_picture(path: Path) -> Image.Image:
         ) from None
 
 
-_UNDO_ORIENTATION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """Orientation tag (2..8) of a TIFF that asks for turning."""
-    value = image.getexif().get(0x0112)
-    return value if value in _UNDO_ORIENTATION else None
+def _turn(image: Image.Image, path: Path, *, exif: bool) -> Image.Image:
+    """The picture upright as its EXIF tag says, or as stored: Pillow has turned TIFFs already."""
+    if exif:
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # damaged tags fail in many ways
+            raise UserError(f"{path}: damaged EXIF data ({error}); leave --exif out or mend it") from None
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(image.info.get("turned_by_tiff"))
+    return image if undo is None else image.transpose(undo)
 
 
 def _high_byte(image: Image.Image, path: Path) -> np.ndarray:
