@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from wsss.cam_files import read_cams
 from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
 from wsss.datasets import load_dataset
+from wsss.distributed import all_sum
 from wsss.errors import UserError
 from wsss.io import atomic_write, read_mask, write_json
 from wsss.metrics import Scores, scores_from_totals
@@ -106,7 +108,7 @@ class ThresholdAccumulator:
 
     Attributes:
         counts: int64 (C, K, T + 1): pixels by class of the largest CAM, true class, and number of thresholds
-            that the CAM exceeds. Sums over processes by adding (``wsss.distributed.all_sum``).
+            that the CAM exceeds.
     """
 
     def __init__(self, num_fg_classes: int, thresholds: Sequence[float]):
@@ -158,6 +160,11 @@ class ThresholdAccumulator:
         if not np.array_equal(self.thresholds, other.thresholds):
             raise ValueError("accumulators of different thresholds cannot be merged")
         self.counts += other.counts
+        return self
+
+    def all_sum(self, device: torch.device | str = "cpu") -> "ThresholdAccumulator":
+        """Sum over the processes of a torchrun job, in place; returns self. ``device`` is the backend's."""
+        self.counts = all_sum(torch.from_numpy(self.counts).to(device)).cpu().numpy()
         return self
 
     def curve(self) -> ThresholdCurve:
