@@ -89,6 +89,32 @@ def cross_attention(
     return fused / weights[0].numel()
 
 
+@torch.no_grad()
+def mean_patch_attention(records: list[BlockRecord], num_prefix_tokens: int, rows: int = 64) -> Tensor:
+    """What a patch receives from all patches on average: the column means of patch attention.
+
+    Training needs no more of it: the fine logits average the refined CAMs over patches, and the average of
+    (attention @ CAM) is (average of attention's rows) @ CAM. Attention is detached in the published network,
+    so this part has no backward pass at all.
+
+    Args:
+        records: L blocks' queries and keys, (B, H, N, d).
+        rows: Query rows at a time: the (B, H, rows, N) scores are all that is ever held.
+
+    Returns:
+        (B, H, L, P) float32.
+    """
+    means = []
+    for record in records:
+        query = record.query[:, :, num_prefix_tokens:] * record.query.shape[-1] ** -0.5
+        key = record.key.transpose(-2, -1)
+        total = 0
+        for chunk in query.split(rows, 2):
+            total = total + (chunk @ key).float().softmax(-1).sum(2)
+        means.append(total[..., num_prefix_tokens:] / query.shape[2])
+    return torch.stack(means, 2)
+
+
 def apply_patch_attention(
     records: list[BlockRecord], weights: Tensor, maps: Tensor, num_prefix_tokens: int
 ) -> Tensor:

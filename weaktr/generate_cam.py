@@ -9,9 +9,9 @@ command continues a run that was stopped.
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
-from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, default_thresholds
+from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
 from wsss.cam_files import CamFile, maps_from_grids, read_cams, write_cams, write_compact_cams
 from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
 from wsss.datasets import load_dataset
@@ -100,14 +100,14 @@ def multi_scale_cams(
     if len(class_ids) == 0:
         return np.zeros((0, *image.shape[:2]), np.float32)
     grids = cam_grids(model, image, class_ids.tolist(), scales=scales, flip=flip, **options)
-    return maps_from_grids(grids, image.shape[:2]).numpy()
+    return maps_from_grids(grids, image.shape[:2])
 
 
 @torch.no_grad()
 def predicted_labels(
     model: WeakTr, image: np.ndarray, threshold: float, *, max_side: int | None = None
 ) -> np.ndarray:
-    """(C,) float32: 1 where the class token's probability exceeds ``threshold``, mean of picture and mirror."""
+    """(C,) float32: 1 where the class token's probability, mean over the mirror, exceeds ``threshold``."""
     height, width = image.shape[:2]
     shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
     size = tuple(int(np.round(side * shrink)) for side in (height, width))
@@ -193,13 +193,12 @@ def main(config: Config) -> None:
             overwrite=config.overwrite,
         )
         model.to(device)
-        accumulator = ThresholdAccumulator(spec.num_fg_classes, default_thresholds())
+        accumulator = ThresholdAccumulator(spec.num_fg_classes, threshold_values(0.0, 0.99, 0.01))
         counts = np.zeros(4, np.int64)  # written, kept, skipped for want of labels, scored
         overlaid = set(image_ids[: config.overlays])
+        write_one = partial(_one_picture, config, options["scales"], spec, model, output_dir, accumulator)
         for image_id in tqdm(shard(image_ids), desc=f"CAMs {split}", unit="img", disable=rank() != 0):
-            counts += _one_picture(
-                config, options["scales"], spec, model, image_id, output_dir, accumulator, image_id in overlaid
-            )
+            counts += write_one(image_id, overlaid=image_id in overlaid)
         written, kept, skipped, scored = all_sum(torch.from_numpy(counts).to(device)).tolist()
         accumulator.all_sum(device)
         barrier()
@@ -216,7 +215,17 @@ def main(config: Config) -> None:
         )  # fmt: skip
 
 
-def _one_picture(config, scales, spec, model, image_id, output_dir, accumulator, overlaid) -> np.ndarray:
+def _one_picture(
+    config: Config,
+    scales: Sequence[float],
+    spec,
+    model: WeakTr,
+    output_dir: Path,
+    accumulator: ThresholdAccumulator,
+    image_id: str,
+    *,
+    overlaid: bool,
+) -> np.ndarray:
     """Write one file unless it is there. Returns what to add to the counts of ``main``."""
     path = output_dir / f"{image_id}.npz"
     kept = path.is_file()
@@ -244,7 +253,7 @@ def _one_picture(config, scales, spec, model, image_id, output_dir, accumulator,
             )
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
-        cams = maps_from_grids(grids, image.shape[:2]).numpy().astype(np.float16)
+        cams = maps_from_grids(grids, image.shape[:2]).astype(np.float16)
         if config.compact:
             write_compact_cams(path, [g.numpy() for g in grids], class_ids, image.shape[:2])
         else:
@@ -290,20 +299,19 @@ def write_overlay(path: Path, image: np.ndarray, found: CamFile) -> None:
     """Picture and one heat map per present class, side by side, as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     heats = [heat_overlay(image, cam.astype(np.float32)) for cam in found.cams]
-    write_image(path, side_by_side([image, *heats]))
+    write_image(path, side_by_side(image, *heats))
 
 
 def _log_score(accumulator: ThresholdAccumulator, scored: int, split: str, config: Config) -> None:
     curve = accumulator.curve()
     published = PUBLISHED_THRESHOLDS[config.dataset]
-    at = int(np.argmin(np.abs(np.asarray(curve.thresholds) - published)))
     log.info(
         "CAM mIoU on %d pictures of %s: %.2f%% at the published threshold %.2f, best %.2f%% at %.2f "
         "(chosen on these masks)",
-        scored, split, 100 * curve.mean_iou[at], published, 100 * curve.best_mean_iou, curve.best_threshold,
+        scored, split, 100 * curve.mean_iou_at(published), published,
+        100 * curve.best_mean_iou, curve.best_threshold,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TQDM_MININTERVAL", "1")
     run_command(main, Config, prog="weaktr.generate_cam", description=__doc__)

@@ -165,7 +165,7 @@ def main(config: Config) -> None:
         config.output_dir,
         "weaktr.make_masks",
         options,
-        owned=("*.png", "score.json", "score.md"),
+        owned=("*.png", ".*.png.tmp", "score.json", "score.md"),
         overwrite=config.overwrite,
     )
     there = sum(task.output_path.is_file() for task in tasks)

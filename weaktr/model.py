@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaktr.aaf import AdaptiveAttentionFusion, apply_patch_attention, cross_attention
+from weaktr.aaf import AdaptiveAttentionFusion, apply_patch_attention, cross_attention, mean_patch_attention
 from wsss.backbones import BACKBONES, get_backbone
 from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
@@ -73,8 +73,11 @@ class WeakTr(VisionTransformer):
             weights = self.adaptive_attention_fusion(records)
             cams = cross_attention(records, weights, self.num_classes)
             cams = cams * coarse_maps.detach().flatten(2).relu()
-            fine_cams = apply_patch_attention(records, weights, cams, self.num_classes)
-        return Logits(class_logits, coarse_maps.mean((2, 3)), fine_cams.mean(2))
+            # the average over patches of the refined CAMs, without refining them
+            received = mean_patch_attention(records, self.num_classes)
+            received = torch.einsum("bhl,bhlp->bp", weights, received) / weights[0].numel()
+            fine_logits = torch.einsum("bp,bcp->bc", received, cams)
+        return Logits(class_logits, coarse_maps.mean((2, 3)), fine_logits)
 
     @torch.no_grad()
     def cams(self, images: Tensor, attention: str = "fused", *, class_ids: list[int] | None = None) -> Cams:

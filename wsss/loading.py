@@ -22,7 +22,7 @@ def seeded(*key: int):
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(words[0]))
-    np.random.seed(words[1])  # noqa: NPY002  (timm's transforms draw from the global generator)
+    np.random.seed(words[1])
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield
@@ -83,7 +83,7 @@ def make_loader(dataset: Dataset, batch_sampler, *, workers: int, device: torch.
 
 
 def batches(loader: DataLoader) -> Iterator[dict]:
-    """The loader's batches; a ``UserError`` met by a worker is raised here, without the worker's traceback."""
+    """The loader's batches; a worker's ``UserError`` is raised here, without its traceback."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

@@ -1,0 +1,124 @@
+"""What one epoch does: train, validate the classifier, score the CAMs."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from weaktr.generate_cam import multi_scale_cams
+from weaktr.model import WeakTr, weaktr_loss
+from weaktr.search_threshold import ThresholdAccumulator, ThresholdCurve
+from wsss.distributed import all_sum, gather_objects, rank, shard, world_size
+from wsss.errors import UserError
+from wsss.io import read_image, read_mask
+from wsss.metrics import class_mean_ap, sample_mean_ap
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Iterable[dict],
+    optimizer: torch.optim.Optimizer,
+    rate_of_step: Callable[[int], float],
+    *,
+    first_step: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+    scaler: torch.amp.GradScaler,
+    progress: tqdm,
+    on_step: Callable[[int, dict[str, float]], None],
+) -> dict[str, float]:
+    """One pass over the training list.
+
+    Args:
+        model: The network, under DDP where there are several processes.
+        rate_of_step: Learning rate of a global step.
+        first_step: Global step of the first batch.
+        amp_dtype: Autocast's type, None for float32 throughout.
+        scaler: Loss scaler; enabled for float16 only.
+        progress: Advanced by one per step.
+        on_step: Told the step and this process's losses.
+
+    Returns:
+        Means over steps and processes of loss, class, coarse and fine loss.
+
+    Raises:
+        UserError: The loss is not finite; names the batch's pictures.
+    """
+    model.train()
+    totals: dict[str, float] = {}
+    step = first_step
+    for batch in batches:
+        rate = rate_of_step(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        images = batch["image"].to(device, non_blocking=True)
+        labels = batch["labels"].to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            logits = model(images)
+        losses = weaktr_loss(logits, labels)
+        values = {name: value.item() for name, value in losses.items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"loss is {values['loss']} at step {step}, pictures {', '.join(batch['image_id'])}: stopped, "
+                "the last checkpoint is kept; lower --lr, use --amp off, or look at these pictures"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(losses["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + value
+        on_step(step, values | {"lr": rate})
+        progress.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{rate:.2e}", refresh=False)
+        progress.update()
+        step += 1
+    means = torch.tensor(list(totals.values()), dtype=torch.float64)
+    means = all_sum(means.to(device)).cpu() / (world_size() * (step - first_step))
+    return dict(zip(totals, means.tolist(), strict=True))
+
+
+@torch.no_grad()
+def validate(model: WeakTr, batches: Iterable[dict], device: torch.device) -> dict[str, float]:
+    """Mean average precision, per image ("sample", the published mAP) and per class, of all three logits."""
+    model.eval()
+    labels, scores = [], {}
+    for batch in batches:
+        labels.append(batch["labels"].numpy())
+        for name, value in model(batch["image"].to(device))._asdict().items():
+            scores.setdefault(name.removesuffix("_logits"), []).append(value.float().cpu().numpy())
+    parts = gather_objects((labels, scores))
+    truth = np.concatenate([x for part_labels, _ in parts for x in part_labels])
+    results = {}
+    for name in ("class", "coarse", "fine"):
+        values = np.concatenate([x for _, part in parts for x in part.get(name, [])])
+        results[f"sample_map_{name}"] = sample_mean_ap(truth, values)
+        results[f"class_map_{name}"] = class_mean_ap(truth, values)
+    return results
+
+
+def score_cams(
+    model: WeakTr,
+    spec,
+    image_ids: Sequence[str],
+    *,
+    thresholds: np.ndarray,
+    scales: Sequence[float] = (1.0,),
+    exif: bool = False,
+) -> ThresholdCurve:
+    """Generate CAMs of labelled pictures that have masks, keep nothing, and score them at every threshold."""
+    model.eval()
+    device = next(model.parameters()).device
+    accumulator = ThresholdAccumulator(spec.num_fg_classes, thresholds)
+    for image_id in tqdm(shard(image_ids), desc="scoring CAMs", unit="img", disable=rank() != 0, leave=False):
+        labels = spec.labels(image_id)
+        image = read_image(spec.image_path(image_id), exif=exif)
+        try:
+            cams = multi_scale_cams(model, image, labels, scales=scales).astype(np.float16)
+        except UserError as error:
+            raise UserError(f"{spec.image_path(image_id)}: {error}") from error
+        accumulator.update(cams, np.flatnonzero(labels), read_mask(spec.mask_path(image_id)))
+    accumulator.all_sum(device)
+    return accumulator.curve()

@@ -1,0 +1,462 @@
+"""Train WeakTr: a ViT classifier whose attention heads get learned weights, from image labels alone.
+
+    python -m weaktr.train --dataset folder --data-path DATA --output-dir OUT/train \\
+        --backbone deit_tiny_patch16_224 --pretrained deit_tiny_patch16_224.pth
+
+Alone or under torchrun (the batch size given is the global one). Defaults are the published recipe. The same
+command continues a run that was stopped; on a CPU the result is bit-equal to an uninterrupted one.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from weaktr.data import ImageLabelDataset, ShardBatchSampler
+from weaktr.engine import score_cams, train_one_epoch, validate
+from weaktr.generate_cam import check_classes, multi_scale_cams
+from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
+from weaktr.search_threshold import SWEEP
+from wsss.backbones import get_backbone, pretrained_state
+from wsss.checkpoint import load_checkpoint, load_strict, save_checkpoint
+from wsss.config import DataOptions, as_plain, option, result_options, run_command
+from wsss.datasets import load_dataset
+from wsss.distributed import barrier, distributed_session, rank, world_size
+from wsss.errors import UserError
+from wsss.io import read_image, write_text
+from wsss.loading import EpochBatchSampler, batches, make_loader
+from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
+from wsss.run import open_run, sha256
+from wsss.transforms import classification_train_transform, classification_val_transform, normalise
+from wsss.visualize import heat_overlay, side_by_side
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_RATE = {"voc12": 6e-4, "folder": 6e-4, "coco14": 2e-4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataOptions):
+    backbone: str = option("deit_small_patch16_224", "network size and family, see wsss/backbones.py")
+    pretrained: str | None = option(
+        None,
+        'ImageNet weights: a file, a timm name, or "hub" for the backbone\'s own (default: from nothing)',
+    )
+    train_split: str | None = option(None, "training list (default: the data set's)")
+    val_split: str | None = option(None, "list for mAP (default: the data set's, if it exists)")
+    cam_split: str | None = option(None, "list with masks for the CAMs' mIoU (default: the data set's)")
+    cam_stride: int = option(1, "score the CAMs of every N-th picture of that list")
+    cam_scales: tuple[float, ...] = option((1.0,), "scales for that score, each with its mirror")
+    select: str | None = option(
+        None,
+        "which epoch becomes best.pth: best CAM mIoU (a choice made on masks, as published), best sample "
+        "mAP, or the last epoch (default: miou where the list has masks, else last)",
+        choices=("miou", "map", "last"),
+    )
+    eval_every: int = option(1, "evaluate after every N-th epoch, and after the last")
+    epochs: int = option(60, "passes over the training list")
+    batch_size: int = option(64, "pictures per step, over all processes")
+    image_size: int | None = option(None, "side of the training crop, pixels (default: the backbone's)")
+    lr: float | None = option(
+        None, "peak learning rate for a batch of 512, scaled linearly (default: 6e-4; coco14: 2e-4)"
+    )
+    new_lr_scale: float = option(1.0, "learning rate of head and AAF, times the backbone's")
+    schedule: str = option(
+        "published",
+        "published: by epoch, cosine not shifted by the warm-up, one epoch late; shifted: the same, in time; "
+        "step: by step, linear warm-up, cosine to 0",
+        choices=("published", "shifted", "step"),
+    )
+    warmup_epochs: int = option(5, "epochs of linear warm-up")
+    weight_decay: float = option(0.03, "AdamW's, on every parameter")
+    drop_path: float = option(0.1, "stochastic depth of the last block")
+    reduction: int = option(8, "bottleneck of the head weights: heads * blocks / reduction")
+    feat_reduction: int = option(8, "bottleneck of the head features: head width / feat_reduction")
+    pool: str = option("max", "pooling of block features for AAF", choices=("max", "avg", "random"))
+    seed: int = option(504, "of initialisation, order, augmentation and stochastic depth")
+    amp: str = option(
+        "auto",
+        "mixed precision; auto: bfloat16 on a GPU that has it, float16 on others, off on CPU",
+        choices=("auto", "off", "bfloat16", "float16"),
+    )
+    exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
+    overlays: int = option(4, "pictures whose CAM overlays go to TensorBoard", changes_result=False)
+    workers: int = option(
+        min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False
+    )
+
+
+def main(config: Config) -> None:
+    with distributed_session(config.device) as device:
+        train(config, device)
+
+
+def train(config: Config, device: torch.device) -> None:
+    started = time.time()
+    spec = load_dataset(config.dataset, config.data_path)
+    plan = make_plan(config, spec, device)
+    output_dir = open_run(
+        config.output_dir,
+        "weaktr.train",
+        plan.identity,
+        owned=("*.pth", ".*.tmp", "log.jsonl", "tensorboard"),
+        overwrite=config.overwrite,
+    )
+    torch.manual_seed(config.seed)
+    model = new_model(config, spec, plan).to(device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.new_lr_scale), lr=plan.peak_rate, weight_decay=config.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
+    state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
+    network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+
+    train_set, sampler, train_loader, val_loader = make_loaders(config, spec, plan, model, device)
+    steps_per_epoch = len(sampler)
+    rate_of_step = schedule(config, plan.peak_rate, steps_per_epoch)
+    writer = None
+    if rank() == 0:
+        writer = SummaryWriter(output_dir / "tensorboard", purge_step=state["epoch"] * steps_per_epoch)
+        log.info(
+            "training %s on %d pictures of %s, %d classes: %d epochs of %d steps from epoch %d, %s, "
+            "%s, selecting by %s",
+            config.backbone, len(train_set), plan.train_split, spec.num_fg_classes, config.epochs,
+            steps_per_epoch, state["epoch"], device, plan.amp_dtype or "float32", plan.select,
+        )  # fmt: skip
+
+    progress = tqdm(
+        total=config.epochs * steps_per_epoch,
+        initial=state["epoch"] * steps_per_epoch,
+        desc="training",
+        unit="step",
+        disable=rank() != 0,
+    )
+    for epoch in range(state["epoch"], config.epochs):
+        epoch_started = time.time()
+        sampler.epoch = epoch
+        # stochastic depth: a function of (seed, epoch, process), so that a restart repeats it
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, epoch, rank())).generate_state(1)[0]))
+        losses = train_one_epoch(
+            network,
+            batches(train_loader),
+            optimizer,
+            rate_of_step,
+            first_step=epoch * steps_per_epoch,
+            device=device,
+            amp_dtype=plan.amp_dtype,
+            scaler=scaler,
+            progress=progress,
+            on_step=partial(write_step, writer),
+        )
+        record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **losses}
+        record["train_seconds"] = round(time.time() - epoch_started, 1)
+        last = epoch + 1 == config.epochs
+        if last or (epoch + 1) % config.eval_every == 0:
+            record |= evaluate(config, plan, model, val_loader, spec, device)
+        finish_epoch(config, plan, spec, model, optimizer, scaler, state, record, output_dir, last)
+        if rank() == 0:
+            progress.write(epoch_line(record))
+            write_epoch(writer, config, plan, model, spec, record, (epoch + 1) * steps_per_epoch)
+    progress.close()
+    barrier()
+    if rank() == 0:
+        writer.close()
+        summarise(config, plan, state, output_dir, time.time() - started)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from the options and the data set."""
+
+    train_split: str
+    train_ids: list[str]
+    val_split: str | None  # None: no mAP
+    cam_split: str | None  # None: no masks to score on
+    cam_ids: list[str]
+    select: str
+    image_size: int
+    peak_rate: float
+    amp_dtype: torch.dtype | None
+    identity: dict  # the options a continued run must share
+
+
+def make_plan(config: Config, spec, device: torch.device) -> Plan:
+    train_split = config.train_split or spec.train_split
+    train_ids = spec.image_ids(train_split)
+    spec.check_image_labels(train_split)
+    val_split = config.val_split or (spec.val_split if spec.val_split in spec.splits else None)
+    if val_split:
+        spec.check_image_labels(val_split)
+    cam_split = config.cam_split or spec.cam_split
+    if not spec.has_masks(cam_split):
+        if config.cam_split or config.select == "miou":
+            raise UserError(
+                f"{spec.root}: split {cam_split} lacks masks; use --select last, or another --cam-split"
+            )
+        cam_split = None
+    if config.select == "map" and not val_split:
+        raise UserError(f"{spec.root}: --select map needs a validation list; give val.txt or --val-split")
+    select = config.select or ("miou" if cam_split else "last")
+    cam_ids = spec.image_ids(cam_split)[:: config.cam_stride] if cam_split else []
+    rate = PUBLISHED_RATE[config.dataset] if config.lr is None else config.lr
+    image_size = config.image_size or get_backbone(config.backbone).image_size
+    patch = get_backbone(config.backbone).patch_size
+    if image_size % patch:
+        raise UserError(f"--image-size {image_size}: not a multiple of the {patch}-pixel patch; choose one")
+    dtype = amp_dtype(config.amp, device)
+    identity = result_options(config, leave_out=("amp",))
+    identity |= {
+        "train_split": train_split, "val_split": val_split, "cam_split": cam_split, "select": select,
+        "image_size": image_size, "lr": rate, "amp": str(dtype or "float32").removeprefix("torch."),
+    }  # fmt: skip
+    if config.pretrained and Path(config.pretrained).is_file():
+        identity["pretrained_sha256"] = sha256(Path(config.pretrained))
+    return Plan(
+        train_split=train_split, train_ids=train_ids, val_split=val_split,
+        cam_split=cam_split, cam_ids=cam_ids, select=select,
+        image_size=image_size, peak_rate=rate * config.batch_size / 512, amp_dtype=dtype,
+        identity=identity,
+    )  # fmt: skip
+
+
+def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Autocast's type for ``--amp``; None is float32."""
+    if name == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise UserError("--amp float16: needs a GPU; use bfloat16 or off on a CPU")
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def new_model(config: Config, spec, plan: Plan) -> WeakTr:
+    model = build_weaktr(**model_args(config, spec, plan), drop_path=config.drop_path)
+    if config.pretrained:
+        start_from_pretrained(model, pretrained_state(config.pretrained, config.backbone), config.pretrained)
+    else:
+        log.info("no --pretrained weights: %s starts from nothing", config.backbone)
+    return model
+
+
+def model_args(config: Config, spec, plan: Plan) -> dict:
+    """``build_weaktr``'s arguments, kept in the checkpoint so that it rebuilds the network alone."""
+    return {
+        "backbone": config.backbone,
+        "num_classes": spec.num_fg_classes,
+        "reduction": config.reduction,
+        "pool": config.pool,
+        "feat_reduction": config.feat_reduction,
+        "image_size": plan.image_size,
+    }
+
+
+def parameter_groups(model: WeakTr, new_lr_scale: float) -> list[dict]:
+    """Backbone, and head with AAF: the parts that start fresh, at ``new_lr_scale`` times the rate."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    fresh = [p for n, p in named if n.startswith(("head.", "adaptive_attention_fusion."))]
+    backbone = [p for n, p in named if not n.startswith(("head.", "adaptive_attention_fusion."))]
+    return [{"params": backbone, "lr_scale": 1.0}, {"params": fresh, "lr_scale": new_lr_scale}]
+
+
+def make_loaders(config: Config, spec, plan: Plan, model: WeakTr, device: torch.device):
+    statistics = (model.pixel_mean, model.pixel_std)
+    train_set = ImageLabelDataset(
+        spec,
+        plan.train_ids,
+        classification_train_transform(plan.image_size, *statistics),
+        seed=config.seed,
+        exif=config.exif,
+    )
+    sampler = EpochBatchSampler(len(train_set), config.batch_size, seed=config.seed, drop_last=True)
+    make = partial(make_loader, workers=config.workers, device=device)
+    val_loader = None
+    if plan.val_split:
+        transform = classification_val_transform(plan.image_size, *statistics)
+        val_ids = spec.image_ids(plan.val_split)
+        val_set = ImageLabelDataset(spec, val_ids, transform, seed=config.seed, exif=config.exif)
+        val_loader = make(val_set, ShardBatchSampler(len(val_set), config.batch_size))
+    return train_set, sampler, make(train_set, sampler), val_loader
+
+
+def schedule(config: Config, peak: float, steps_per_epoch: int):
+    """Learning rate of a global step, as a pure function."""
+    if config.schedule == "step":
+        steps, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+        return partial(warmup_cosine_rate, peak=peak, steps=steps, warmup_steps=warmup)
+    rate = published_stage1_rate if config.schedule == "published" else shifted_stage1_rate
+
+    def rate_of_step(step: int) -> float:
+        epoch = step // steps_per_epoch
+        return rate(epoch, peak=peak, epochs=config.epochs, warmup_epochs=config.warmup_epochs)
+
+    return rate_of_step
+
+
+def resume(path: Path, model: WeakTr, optimizer, scaler, spec) -> dict:
+    """Load ``last.pth`` where there is one. Returns epochs done, their records, and the best one."""
+    if not path.is_file():
+        return {"epoch": 0, "history": [], "best": None}
+    content = load_checkpoint(path)
+    check_classes(path, content["model_args"]["num_classes"], content["class_names"], spec)
+    load_strict(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    log.info("continuing %s after epoch %d", path, content["epoch"] - 1)
+    return {key: content[key] for key in ("epoch", "history", "best")}
+
+
+@torch.no_grad()
+def evaluate(config: Config, plan: Plan, model: WeakTr, val_loader, spec, device: torch.device) -> dict:
+    """Both mAPs where there is a validation list, CAM mIoU where there are masks."""
+    started = time.time()
+    record = {}
+    if val_loader is not None:
+        record |= validate(model, batches(val_loader), device)
+    if plan.cam_split:
+        curve = score_cams(
+            model,
+            spec,
+            plan.cam_ids,
+            thresholds=SWEEP,
+            scales=config.cam_scales,
+            exif=config.exif,
+        )
+        record |= {"cam_miou": curve.best_mean_iou, "cam_threshold": curve.best_threshold}
+    record["eval_seconds"] = round(time.time() - started, 1)
+    return record
+
+
+def finish_epoch(
+    config, plan: Plan, spec, model, optimizer, scaler, state, record, output_dir: Path, last: bool
+):
+    """Update ``state`` and save. best.pth goes first: killed in between, the epoch is repeated, with the same
+    result; log.jsonl is rewritten from the checkpoint's own history, so that the two cannot disagree."""
+    state["epoch"] = record["epoch"] + 1
+    state["history"].append(record)
+    measure = {"miou": "cam_miou", "map": "sample_map_class", "last": "epoch"}[plan.select]
+    score = record.get(measure)
+    best = state["best"]
+    improved = score is not None and not math.isnan(score) and (best is None or score > best["score"])
+    if plan.select == "last":
+        improved = last
+    if improved:
+        split = {"miou": plan.cam_split, "map": plan.val_split, "last": None}[plan.select]
+        state["best"] = {
+            "epoch": record["epoch"], "score": score, "measure": measure, "split": split,
+            "every": config.cam_stride if plan.select == "miou" else 1,
+        }  # fmt: skip
+    if rank() == 0:
+        content = {
+            "model": {k: v.cpu() for k, v in model.state_dict().items()},
+            "model_args": model_args(config, spec, plan),
+            "class_names": list(spec.class_names),
+            "preprocessing": {
+                "pixel_mean": list(model.pixel_mean),
+                "pixel_std": list(model.pixel_std),
+                "interpolation": "bicubic",
+                "image_size": plan.image_size,
+            },
+            "options": as_plain(config),
+            **state,
+        }
+        if improved:
+            save_checkpoint(output_dir / "best.pth", content)
+        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        save_checkpoint(output_dir / "last.pth", content)
+        lines = "".join(json.dumps(r) + "\n" for r in state["history"])
+        write_text(output_dir / "log.jsonl", lines)
+    barrier()
+
+
+def write_step(writer: SummaryWriter | None, step: int, values: dict[str, float]) -> None:
+    if writer is not None and step % 10 == 0:
+        for name, value in values.items():
+            writer.add_scalar("lr" if name == "lr" else f"step_loss/{name}", value, step)
+
+
+@torch.no_grad()
+def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, record, step: int) -> None:
+    """Scalars of the epoch; after an evaluation, the head weights and a few CAM overlays too."""
+    for name, value in record.items():
+        if name in ("loss", "class", "coarse", "fine"):
+            writer.add_scalar(f"epoch_loss/{name}", value, step)
+        elif name.startswith(("sample_map", "class_map", "cam_")):
+            writer.add_scalar(name, value, step)
+    if "eval_seconds" not in record:
+        return
+    model.eval()
+    device = next(model.parameters()).device
+    weights = []
+    shown = [i for i in (plan.cam_ids or plan.train_ids) if spec.labels(i).any()][: config.overlays]
+    for image_id in shown:
+        labels = spec.labels(image_id)
+        image = read_image(spec.image_path(image_id), exif=config.exif)
+        maps = multi_scale_cams(model, image, labels, scales=(1.0,))
+        writer.add_image(
+            f"cams/{image_id}",
+            side_by_side(image, *(heat_overlay(image, m) for m in maps)),
+            step,
+            dataformats="HWC",
+        )
+        pixels = normalise(image, model.pixel_mean, model.pixel_std).to(device)
+        weights.append(model.cams(pixels[None], class_ids=[0]).head_weights[0])
+    if weights:
+        writer.add_figure("head_weights", head_weight_figure(torch.stack(weights).mean(0)), step)
+
+
+def head_weight_figure(weights: torch.Tensor):
+    """Heat map of the head weights (H, L), blocks across and heads down."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(weights.cpu().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set(xlabel="block", ylabel="head", title="mean weight of each attention head")
+    figure.colorbar(shown)
+    return figure
+
+
+def epoch_line(record: dict) -> str:
+    parts = [f"epoch {record['epoch']}", f"loss {record['loss']:.4f}"]
+    if "sample_map_class" in record:
+        parts.append(f"sample mAP {100 * record['sample_map_class']:.2f}%")
+        parts.append(f"class mAP {100 * record['class_map_class']:.2f}%")
+    if "cam_miou" in record:
+        parts.append(f"CAM mIoU {100 * record['cam_miou']:.2f}% (t {record['cam_threshold']:.2f})")
+    return ", ".join([*parts, f"{record['train_seconds']:.0f} s"])
+
+
+def summarise(config: Config, plan: Plan, state: dict, output_dir: Path, seconds: float) -> None:
+    best = state["best"]
+    if best["measure"] == "epoch":
+        choice = f"the last epoch, {best['epoch']}"
+    else:
+        every = f", every {best['every']}th picture" if best["every"] > 1 else ""
+        on_masks = "; chosen on masks" if best["measure"] == "cam_miou" else ""
+        value = f"{best['measure']} {100 * best['score']:.2f}%"
+        choice = f"epoch {best['epoch']}, {value} on {best['split']}{every}{on_masks}"
+    log.info("%s", epoch_line(state["history"][-1]))
+    log.info(
+        "wrote %s (%s), last.pth, log.jsonl, tensorboard/ in %.0f s", output_dir / "best.pth", choice, seconds
+    )
+    log.info(
+        "next: python -m weaktr.generate_cam --dataset %s --data-path %s --checkpoint %s --split %s "
+        "--output-dir %s",
+        config.dataset, config.data_path, output_dir / "best.pth", plan.train_split,
+        output_dir.parent / "cams" / plan.train_split,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_command(main, Config, prog="weaktr.train", description=__doc__)
