@@ -39,7 +39,7 @@ def check_id(image_id: str, where: str = "image id") -> str:
 
 
 def class_indices(names: Iterable[str], index: dict[str, int], where: str) -> tuple[int, ...]:
-    """Class indices of names, ascending, each once; UserError, beginning with ``where``, on an unknown name."""
+    """Indices of class names, ascending, each once; UserError beginning with ``where`` on an unknown one."""
     found = set()
     for name in (unicodedata.normalize("NFC", name.strip()) for name in names):
         if name not in index:
@@ -119,7 +119,7 @@ def read_label_csv(path: Path, index: dict[str, int]) -> dict[str, tuple[int, ..
             if len(cells) != 2:
                 raise UserError(
                     f"{where}: {len(cells)} columns instead of 2; write 'image,labels', class names "
-                    "separated by ';' (in double quotes if a name has a comma), nothing where there is no class"
+                    "separated by ';' (quoted if a name has a comma), nothing where there is no class"
                 )
             image_id = check_id(cells[0], where)
             if image_id in table:

@@ -76,13 +76,10 @@ def make_folder(voc: Dataset, output_dir: Path, lists: dict[str, list[str]], *, 
             f"{output_dir}: holds another data set (see its classes.txt); give another --output-dir"
         )
     ids = sorted(check_id(i) for split_ids in lists.values() for i in split_ids)
-    rows = []
-    for image_id in ids:
-        found = read_voc_xml(voc.root / "Annotations" / f"{image_id}.xml", CLASSES)
-        rows.append(f"{image_id},{';'.join(CLASSES[c] for c in found)}\n")
-        for path in (voc.image_path(image_id), voc.mask_path(image_id)):
-            if not path.is_file():
-                raise UserError(f"{path}: no such file; complete the VOC tree")
+    labels = label_table(voc, ids)
+    for path in (path for i in ids for path in (voc.image_path(i), voc.mask_path(i))):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; complete the VOC tree")
 
     for image_id in tqdm(ids, desc="voc-animals", unit="picture"):
         source, mask_source = voc.image_path(image_id), voc.mask_path(image_id)
@@ -93,10 +90,19 @@ def make_folder(voc: Dataset, output_dir: Path, lists: dict[str, list[str]], *, 
             )
         _place(source, output_dir / "images" / source.name, link=link)
         write_mask(output_dir / "masks" / mask_source.name, mask)
-    write_text(output_dir / "labels.csv", "image,labels\n" + "".join(rows))
+    write_text(output_dir / "labels.csv", labels)
     for split, split_ids in lists.items():
         write_text(output_dir / f"{split}.txt", "".join(f"{i}\n" for i in split_ids))
     write_text(output_dir / "classes.txt", classes)
+
+
+def label_table(voc: Dataset, ids: list[str]) -> str:
+    """labels.csv: a row per id, in the given order, classes in the order of ``CLASSES``."""
+    rows = ["image,labels\n"]
+    for image_id in ids:
+        found = read_voc_xml(voc.root / "Annotations" / f"{image_id}.xml", CLASSES)
+        rows.append(f"{image_id},{';'.join(CLASSES[c] for c in found)}\n")
+    return "".join(rows)
 
 
 def renumber(mask: np.ndarray, path: Path) -> np.ndarray:
