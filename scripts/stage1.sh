@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Stage 1 from start to scored pseudo-masks: train WeakTr, generate CAMs, find the threshold, make masks, score.
+#
+#   bash scripts/stage1.sh DATASET DATA OUT        DATASET: voc12, coco14 or folder (docs/data.md)
+#
+# Needs    the packages (installed on first use, scripts/env.sh), and ImageNet weights: a folder of files named
+#          like the backbone (PRETRAINED=DIR), one file (PRETRAINED_WEIGHTS=FILE), or the network, where timm's
+#          hub delivers the published ones. Masks are needed only for scores and for choosing the threshold.
+# Writes   OUT/train, OUT/cams/SPLIT, OUT/threshold, OUT/masks/SPLIT, OUT/score/SPLIT (docs/formats.md).
+# Resumes  Run the same line again: every step continues or keeps what it finished.
+# Expect   mIoU of the pseudo-masks (CAM + CRF) on the training pictures that have masks:
+#            voc12   69.4 published (train, 1,464 pictures); not measured here
+#            coco14  42.6 published (1,250 pictures of train, the published choice is not known); not measured here
+#            folder  voc-animals: docs/results.md
+# Time     voc12, coco14: not measured here. folder, voc-animals on 2 CPU cores: docs/results.md.
+#
+# Settings, by environment variable (defaults in the table below):
+#   PRETRAINED_WEIGHTS  file, timm name, "hub", or "none" to start from nothing
+#   BACKBONE EPOCHS     as weaktr.train's options
+#   SPLITS              lists that get CAMs and masks, such as "train val"
+#   GPUS=N              N processes for training and CAM generation (torchrun), on N GPUs, or on the CPU
+#   WORKERS             processes for reading pictures, CRF and scoring
+#   TRAIN_OPTIONS CAM_OPTIONS MASK_OPTIONS   further options of weaktr.train, generate_cam, make_masks
+set -euo pipefail
+
+usage() { echo "error: $1; usage: bash scripts/stage1.sh voc12|coco14|folder DATA OUT" >&2; exit 2; }
+[ $# -eq 3 ] || usage "3 arguments are needed, $# were given"
+dataset=$1 data=$2 out=$3
+
+# Published settings are the commands' own defaults; the table holds what differs.
+cam_options="--overlays 12" splits="all there are"
+case $dataset in
+    #        network                          learning rate, length       further options
+    voc12)   backbone=deit_small_patch16_224  epochs=60 train_options="" ;;
+    coco14)  backbone=deit_small_patch16_224  epochs=60 train_options=""
+             cam_options+=" --compact" splits="train" ;;  # full-size maps of 82,081 pictures are 150 GB
+    folder)  backbone=deit_tiny_patch16_224   epochs=20
+             train_options="--schedule step --warmup-epochs 1 --lr 2.4e-3 --reduction 4 --eval-every 5" ;;
+    *)       usage "unknown data set $dataset" ;;
+esac
+backbone=${BACKBONE:-$backbone} epochs=${EPOCHS:-$epochs} splits=${SPLITS:-$splits}
+
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+export PYTHONPATH=$weaktr_root${PYTHONPATH:+:$PYTHONPATH}
+
+weights=${PRETRAINED_WEIGHTS:-}
+if [ -z "$weights" ]; then
+    weights=hub
+    for file in "${PRETRAINED:-}/$backbone"{,.*}.{pth,safetensors}; do
+        [ -f "$file" ] && weights=$file && break
+    done
+fi
+pretrained=(--pretrained "$weights")
+[ "$weights" != none ] || pretrained=()
+
+# Which lists there are, and which of them have masks: the data set knows.
+lists=$("$PYTHON" - "$dataset" "$data" <<'PYTHON'
+import sys
+from wsss.datasets import load_dataset
+from wsss.errors import UserError
+try:
+    data = load_dataset(sys.argv[1], sys.argv[2])
+    train = next((s for s in (data.train_split, "train", "all") if s in data.splits), data.train_split)
+    val = data.val_split if data.val_split in data.splits else ""
+    scored = data.cam_split if data.cam_split in data.splits else train
+    print(train, scored, val or "-", *(s for s in {train, scored, val} - {""} if data.has_masks(s)))
+except UserError as error:
+    sys.exit(f"error: {error}")
+PYTHON
+)
+read -r train_split scored_split val_split with_masks <<<"$lists"
+[ "$splits" = "all there are" ] && splits="$train_split ${val_split#-}"
+has_masks() { [[ " $with_masks " == *" $1 "* ]]; }
+
+common=(--dataset "$dataset" --data-path "$data")
+parallel=("$PYTHON")
+[ "${GPUS:-1}" -gt 1 ] && parallel+=(-m torch.distributed.run --standalone --nproc_per_node="$GPUS")
+workers=(${WORKERS:+--workers "$WORKERS"})
+step() { echo; echo "== $*"; }
+
+step "training on $train_split"
+"${parallel[@]}" -m weaktr.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
+    --backbone "$backbone" "${pretrained[@]}" --epochs "$epochs" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
+
+for split in $splits; do
+    step "CAMs of $split"
+    "${parallel[@]}" -m weaktr.generate_cam "${common[@]}" --checkpoint "$out/train/best.pth" --split "$split" \
+        --output-dir "$out/cams/$split" $cam_options ${CAM_OPTIONS:-}
+done
+
+step "threshold, on $scored_split"
+"$PYTHON" -m weaktr.search_threshold "${common[@]}" --cam-dir "$out/cams/$train_split" --split "$scored_split" \
+    --output-dir "$out/threshold" "${workers[@]}"
+
+for split in $splits; do
+    step "pseudo-masks of $split"
+    "$PYTHON" -m weaktr.make_masks "${common[@]}" --cam-dir "$out/cams/$split" --split "$split" \
+        --threshold-file "$out/threshold/threshold.json" --output-dir "$out/masks/$split" "${workers[@]}" \
+        ${MASK_OPTIONS:-}
+done
+
+# The training masks count on the scored list, a part of the training list.
+for split in $splits; do
+    [ "$split" = "$train_split" ] && scored=$scored_split || scored=$split
+    if has_masks "$scored"; then
+        step "score of $scored"
+        "$PYTHON" -m wsss.score "${common[@]}" --pred-dir "$out/masks/$split" --split "$scored" \
+            --output-dir "$out/score/$scored" "${workers[@]}"
+    fi
+done
+echo
+echo "done: pseudo-masks in $out/masks"

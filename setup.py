@@ -1,0 +1,26 @@
+"""``pip install -e .``: the packages wsss and weaktr with the exact versions of requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def runtime_requirements() -> list[str]:
+    """The lines of requirements.txt above its "# development" line."""
+    text = (HERE / "requirements.txt").read_text(encoding="utf8").split("\n# development")[0]
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+setup(
+    name="weaktr",
+    version="0.1.0",
+    description="WeakTr: weakly supervised semantic segmentation with plain vision transformers",
+    long_description=(HERE / "README.md").read_text(encoding="utf8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["wsss", "wsss.*", "weaktr", "weaktr.*"]),
+    python_requires=">=3.11,<3.13",  # numpy's release needs 3.11; the CRF package does not build on 3.13
+    install_requires=runtime_requirements(),
+)
