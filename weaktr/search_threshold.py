@@ -228,7 +228,7 @@ def _count_files(pairs: Iterable[tuple[Path | None, Path]], num_classes: int, th
             accumulator.update(cams, class_ids, mask)
         except ValueError as error:
             raise UserError(
-                f"{mask_path}: does not fit {cam_path} ({error}); "
+                f"{mask_path}: does not fit {cam_path or 'the classes'} ({error}); "
                 "check that masks, classes.txt and CAMs are of the same pictures"
             ) from None
     return accumulator.counts
