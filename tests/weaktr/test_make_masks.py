@@ -156,7 +156,8 @@ def test_another_threshold_or_other_cams_need_another_folder(folder):
         main(config(folder, crf=False))
     main(config(folder, crf=False, threshold=0.95, overwrite=True))
     cams, ids = read_cams(folder / "cams" / "p0.npz")
-    np.testing.assert_array_equal(masks_in(folder)["p0.png"], np.where(cams[0] > 0.95, ids[0] + 1, 0))
+    above = cams[0].astype(np.float64) > 0.95
+    np.testing.assert_array_equal(masks_in(folder)["p0.png"], np.where(above, ids[0] + 1, 0))
     assert json.loads((folder / "out" / "score.json").read_text())["threshold"] == 0.95
 
 

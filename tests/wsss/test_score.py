@@ -115,7 +115,7 @@ def break_prediction(folder, how):
         ("missing", "no such prediction"),
         ("size", "is 23x17, its mask .* is 23x18"),
         ("value", "holds the value 4, the classes with background end at 3"),
-        ("truncated", ""),
+        ("truncated", "damaged or truncated"),
         ("colour", "RGB"),
     ],
 )
