@@ -124,8 +124,6 @@ def renumber(mask: np.ndarray, path: Path) -> np.ndarray:
 def _place(source: Path, target: Path, *, link: bool) -> None:
     """Copy or hard-link a file; the target is never seen half-written."""
     if not link:
-        if target.exists() and target.samefile(source):  # an earlier run linked it
-            target.unlink()
         with atomic_write(target) as temporary:
             shutil.copyfile(source, temporary)
         return
