@@ -170,7 +170,7 @@ def main(config: Config) -> None:
     )
     there = sum(task.output_path.is_file() for task in tasks)
     if there:
-        log.info("%d of %d masks are there already", there, len(tasks))
+        log.info("continuing: %d of %d masks are there already", there, len(tasks))
     unlabelled = sum(task.cam_path is None for task in tasks)
     if unlabelled:
         log.info("%d pictures have no labels and no CAMs: all background", unlabelled)
@@ -184,7 +184,7 @@ def main(config: Config) -> None:
     for counts in tqdm(results, total=len(tasks), desc="pseudo-masks", unit="mask"):
         if counts is not None:
             before.counts += counts
-    log.info("wrote %d masks to %s", len(tasks), output_dir)
+    log.info("wrote %d masks to %s, %d in all", len(tasks) - there, output_dir, len(tasks))
     log.info("threshold %.2f, CRF: %s", threshold, preset or "none")
     if not mask_paths:
         log.info("no score: not every picture of %s has a mask", split)
