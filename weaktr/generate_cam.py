@@ -228,50 +228,56 @@ def _one_picture(
 ) -> np.ndarray:
     """Write one file unless it is there. Returns what to add to the counts of ``main``."""
     path = output_dir / f"{image_id}.npz"
+    image_path, mask_path = spec.image_path(image_id), spec.mask_path(image_id)
     kept = path.is_file()
-    image_path = spec.image_path(image_id)
-    found = None
-    if not kept or overlaid:
-        image = read_image(image_path, exif=config.exif)
+    skipped = not kept and config.predicted_labels is None and not spec.labels(image_id).any()
+    image = None if (kept or skipped) and not overlaid else read_image(image_path, exif=config.exif)
+    mask = read_mask(mask_path) if mask_path.is_file() else None
     if kept:
         found = read_cams(path)
+    elif skipped:
+        found = None
     else:
         try:
             labels = _labels(config, spec, model, image_id, image)
-            class_ids = np.flatnonzero(labels)
-            if len(class_ids) == 0:
-                return np.array([0, 0, 1, 0])
-            grids = cam_grids(
-                model,
-                image,
-                class_ids.tolist(),
-                scales=scales,
-                flip=config.flip,
-                attention=config.attention,
-                refine=config.refine,
-                max_side=config.max_side,
-            )
+            grids, class_ids = _grids(config, scales, model, image, labels)
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
-        cams = maps_from_grids(grids, image.shape[:2]).astype(np.float16)
+        found = CamFile(maps_from_grids(grids, image.shape[:2]).astype(np.float16), class_ids)
         if config.compact:
-            write_compact_cams(path, [g.numpy() for g in grids], class_ids, image.shape[:2])
+            write_compact_cams(path, grids, class_ids, image.shape[:2])
         else:
-            write_cams(path, cams, class_ids)
-        found = CamFile(cams, class_ids)
-    if overlaid:
+            write_cams(path, found.cams, class_ids)
+    if overlaid and found is not None:
         write_overlay(output_dir / "overlays" / f"{image_id}.png", image, found)
-    mask_path = spec.mask_path(image_id)
-    scored = mask_path.is_file()
-    if scored:
-        mask = read_mask(mask_path)
+    if mask is not None:
+        if found is None:  # without a class: background, as the threshold search and the masks take it
+            found = CamFile(np.zeros((0, *mask.shape), np.float16), np.zeros(0, np.int64))
         if mask.shape != found.cams.shape[1:]:
             raise UserError(
                 f"{mask_path}: mask of {mask.shape[1]}x{mask.shape[0]}, its picture has "
                 f"{found.cams.shape[2]}x{found.cams.shape[1]} pixels; give a mask of the picture's size"
             )
         accumulator.update(found.cams, found.class_ids, mask)
-    return np.array([not kept, kept, 0, scored], np.int64)
+    return np.array([not (kept or skipped), kept, skipped, mask is not None], np.int64)
+
+
+def _grids(config: Config, scales, model: WeakTr, image: np.ndarray, labels: np.ndarray):
+    """Grids of the present classes, and their indices. Without a class: one empty grid."""
+    class_ids = np.flatnonzero(labels)
+    if len(class_ids) == 0:
+        return [np.zeros((0, 1, 1), np.float32)], class_ids
+    grids = cam_grids(
+        model,
+        image,
+        class_ids.tolist(),
+        scales=scales,
+        flip=config.flip,
+        attention=config.attention,
+        refine=config.refine,
+        max_side=config.max_side,
+    )
+    return [g.numpy() for g in grids], class_ids
 
 
 def _labels(config: Config, spec, model: WeakTr, image_id: str, image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.metrics import average_precision_score
 
 from wsss.distributed import all_sum
 
@@ -141,16 +142,23 @@ def sample_mean_ap(labels, scores) -> float:
     Returns:
         A fraction; nan if no image has a label.
     """
-    return _mean_average_precision(*_label_arrays(labels, scores))
+    labels, scores = _label_arrays(labels, scores)
+    rows = labels.any(1)
+    if not rows.any():
+        return float("nan")
+    return float(average_precision_score(labels[rows], scores[rows], average="samples"))
 
 
 def class_mean_ap(labels, scores) -> float:
-    """Mean over classes of each class's average precision over images.
+    """Mean over classes of the average precision over images; classes without a positive are skipped.
 
-    Classes without a positive are skipped. Arguments and result as ``sample_mean_ap``.
+    Arguments and result as ``sample_mean_ap``.
     """
     labels, scores = _label_arrays(labels, scores)
-    return _mean_average_precision(labels.T, scores.T)
+    columns = labels.any(0)
+    if not columns.any():
+        return float("nan")
+    return float(average_precision_score(labels[:, columns], scores[:, columns], average="macro"))
 
 
 def _label_arrays(labels, scores) -> tuple[np.ndarray, np.ndarray]:
@@ -165,24 +173,3 @@ def _label_arrays(labels, scores) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite")
     return labels.astype(bool), scores
-
-
-def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over rows. A row's average precision is the mean, over its positives, of the precision among all
-    entries scored at least as high.
-
-    Equal to sklearn's ``average_precision_score`` row by row, without its call per row.
-    """
-    has_positive = labels.any(axis=1)
-    labels, scores = labels[has_positive], scores[has_positive]
-    if not len(labels):
-        return float("nan")
-    order = np.argsort(-scores, axis=1, kind="stable")
-    labels, scores = np.take_along_axis(labels, order, 1), np.take_along_axis(scores, order, 1)
-    columns = np.arange(scores.shape[1])
-    # equal scores are one step of the curve: every member is read at the group's last column
-    last_of_group = np.append(scores[:, 1:] != scores[:, :-1], np.ones((len(scores), 1), bool), axis=1)
-    last = np.where(last_of_group, columns, scores.shape[1])
-    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    precision = np.take_along_axis(labels.cumsum(axis=1), last, 1) / (last + 1)
-    return float(((precision * labels).sum(axis=1) / labels.sum(axis=1)).mean())

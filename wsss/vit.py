@@ -108,7 +108,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, num_prefix_tokens, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + self.grid_side**2, embed_dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, norm_eps=norm_eps, drop_path=rate) for rate in rates
         )
