@@ -3,6 +3,8 @@
 import argparse
 import io
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,13 +54,14 @@ def load_checkpoint(path: Path) -> dict:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        name = str(error).split("GLOBAL ")[-1].split(" was not")[0] if "GLOBAL " in str(error) else ""
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        held = f" (it holds {named[1]})" if named else ""
         raise UserError(
-            f"{path}: refused, not a plain checkpoint{f' (it holds {name[:80]})' if name else ''}; "
-            "only tensors, plain values, argparse namespaces and numpy scalars are read"
+            f"{path}: refused, not a plain checkpoint{held}; only tensors, plain values, argparse namespaces and numpy scalars are read"
         ) from error
     except OSError:
         raise

@@ -39,7 +39,7 @@ def classification_val_transform(image_size: int, mean: Sequence[float], std: Se
 
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (H, W, 3) to float32 (3, H, W): to 0..1, minus mean, over std."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    pixels = torch.tensor(image).permute(2, 0, 1).float() / 255
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
