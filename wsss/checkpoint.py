@@ -61,7 +61,8 @@ def load_checkpoint(path: Path) -> dict:
         named = re.search(r"GLOBAL (\S+)", str(error))
         held = f" (it holds {named[1]})" if named else ""
         raise UserError(
-            f"{path}: refused, not a plain checkpoint{held}; only tensors, plain values, argparse namespaces and numpy scalars are read"
+            f"{path}: refused, not a plain checkpoint{held}; "
+            "only tensors, plain values, argparse namespaces and numpy scalars are read"
         ) from error
     except OSError:
         raise
