@@ -22,7 +22,7 @@ from tqdm import tqdm
 from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
 from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
 from wsss.cam_files import CamFile, maps_from_grids, read_cams, write_cams, write_compact_cams
-from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
+from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
@@ -208,11 +208,8 @@ def main(config: Config) -> None:
         )  # fmt: skip
         if scored:
             _log_score(accumulator, scored, split, config)
-        log.info(
-            "next: python -m weaktr.search_threshold --dataset %s --data-path %s --cam-dir %s --split %s "
-            "--output-dir %s",
-            config.dataset, config.data_path, output_dir, split, output_dir.parent.parent / "threshold",
-        )  # fmt: skip
+        where = {"split": split, "output_dir": output_dir.parent.parent / "threshold"}
+        log.info(next_command("weaktr.search_threshold", config, cam_dir=output_dir, **where))
 
 
 def _one_picture(

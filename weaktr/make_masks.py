@@ -6,7 +6,6 @@ Continues where it was stopped. Where the split has masks, scores the result, wi
 import functools
 import logging
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from tqdm import tqdm
 
 from weaktr.search_threshold import cam_path_or_none, cams_identity
 from wsss.cam_files import label_map, read_cams
-from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
+from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
 from wsss.crf import check_crf_installed, crf_from_labels
-from wsss.datasets import load_dataset
+from wsss.datasets import load_dataset, split_name
 from wsss.errors import UserError
 from wsss.io import read_image, read_json, read_mask, write_mask
 from wsss.metrics import ConfusionMatrix
@@ -188,7 +187,7 @@ def main(config: Config) -> None:
     log.info("threshold %.2f, CRF: %s", threshold, preset or "none")
     if not mask_paths:
         log.info("no score: not every picture of %s has a mask", split)
-        log.info("next  look at them, and train a segmentation network on them (stage 2)")
+        log.info("next: look at them, and train a segmentation network on them (stage 2)")
         return
 
     confusion = score_masks(output_dir, mask_paths, num_classes=num_classes, workers=config.workers)
@@ -206,11 +205,11 @@ def main(config: Config) -> None:
     if preset:
         log.info("mIoU  %.2f%% before CRF", 100 * before.scores().mean_iou)
     log.info("mIoU  %.2f%% %s", 100 * scores.mean_iou, "after CRF" if preset else "without CRF")
-    command = ["python", "-m", "wsss.score", "--dataset", config.dataset, "--data-path", config.data_path]
-    command += ["--pred-dir", output_dir, "--split", split]
-    command += ["--mask-dir", config.mask_dir] if config.mask_dir else []
-    command += ["--output-dir", output_dir.parent.parent / "score" / split]
-    log.info("next  %s", shlex.join(map(str, command)))
+    where = {
+        "mask_dir": config.mask_dir,
+        "output_dir": output_dir.parent.parent / "score" / split_name(split),
+    }
+    log.info(next_command("wsss.score", config, pred_dir=output_dir, split=split, **where))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ measure: the published threshold is written, and the file says so.
 
 import functools
 import logging
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from wsss.cam_files import read_cams
-from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
-from wsss.datasets import load_dataset
+from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
+from wsss.datasets import load_dataset, split_name
 from wsss.distributed import all_sum
 from wsss.errors import UserError
 from wsss.io import atomic_write, read_mask, write_json
@@ -305,11 +304,9 @@ def main(config: Config) -> None:
     write_json(output_dir / "threshold.json", record)
     log.info("wrote     %s", output_dir / "threshold.json")
     log.info("threshold %.2f (%s)", record["threshold"], record["selected_by"])
-    command = ["python", "-m", "weaktr.make_masks", "--dataset", config.dataset]
-    command += ["--data-path", config.data_path, "--cam-dir", config.cam_dir, "--split", split]
-    command += ["--threshold-file", output_dir / "threshold.json"]
-    command += ["--output-dir", output_dir.parent / "masks" / split]
-    log.info("next      %s", shlex.join(map(str, command)))
+    where = {"split": split, "output_dir": output_dir.parent / "masks" / split_name(split)}
+    found = output_dir / "threshold.json"
+    log.info(next_command("weaktr.make_masks", config, cam_dir=config.cam_dir, threshold_file=found, **where))
 
 
 def _checked_thresholds(config: Config) -> tuple[float, ...]:

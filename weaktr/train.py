@@ -29,8 +29,8 @@ from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.search_threshold import SWEEP
 from wsss.backbones import get_backbone, pretrained_state
 from wsss.checkpoint import load_checkpoint, load_strict, save_checkpoint
-from wsss.config import DataOptions, as_plain, option, result_options, run_command
-from wsss.datasets import load_dataset
+from wsss.config import DataOptions, as_plain, next_command, option, result_options, run_command
+from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.errors import UserError
 from wsss.io import read_image, write_text
@@ -450,12 +450,10 @@ def summarise(config: Config, plan: Plan, state: dict, output_dir: Path, seconds
     log.info(
         "wrote %s (%s), last.pth, log.jsonl, tensorboard/ in %.0f s", output_dir / "best.pth", choice, seconds
     )
-    log.info(
-        "next: python -m weaktr.generate_cam --dataset %s --data-path %s --checkpoint %s --split %s "
-        "--output-dir %s",
-        config.dataset, config.data_path, output_dir / "best.pth", plan.train_split,
-        output_dir.parent / "cams" / plan.train_split,
-    )  # fmt: skip
+    split = plan.train_split
+    where = {"split": split, "output_dir": output_dir.parent / "cams" / split_name(split)}
+    checkpoint = output_dir / "best.pth"
+    log.info(next_command("weaktr.generate_cam", config, checkpoint=checkpoint, **where))
 
 
 if __name__ == "__main__":

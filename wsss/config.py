@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import errno
 import logging
+import shlex
 import sys
 import types
 import typing
@@ -113,6 +114,15 @@ def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
     skip = {"output_dir", "device", *leave_out}
     skip |= {f.name for f in dataclasses.fields(config) if not f.metadata.get("changes_result", True)}
     return {k: v for k, v in as_plain(config).items() if k not in skip}
+
+
+def next_command(module: str, config: DataOptions, **options) -> str:
+    """The line that a command ends with: ``next: python -m MODULE ...``, on the same data, ready to paste."""
+    words = ["python", "-m", module, "--dataset", config.dataset, "--data-path", config.data_path]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", value]
+    return "next: " + shlex.join(map(str, words))
 
 
 def run_command(main, config_class, argv=None, *, prog: str, description: str | None = None) -> None:

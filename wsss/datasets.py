@@ -65,6 +65,11 @@ def load_dataset(kind: str, root: Path) -> "Dataset":
     return layouts[kind].at(root)
 
 
+def split_name(split: str) -> str:
+    """What a list is called in the names of folders: ``lists/half.txt`` is ``half``."""
+    return Path(split).stem if split.endswith(".txt") else split
+
+
 @dataclass(frozen=True)
 class Dataset(abc.ABC):
     """What every layout offers. Classes are foreground only; masks hold 0 background, class + 1, 255 ignored.
@@ -103,7 +108,7 @@ class Dataset(abc.ABC):
         """Names of the lists that exist here."""
 
     def image_ids(self, split: str) -> list[str]:
-        """Ids of a list, in its order.
+        """Ids of a list, in its order: one of ``splits``, or the path of any text file ending in ``.txt``.
 
         Raises:
             UserError: No such list, an empty one, an id twice, an id that is no plain file name, or an id
@@ -166,13 +171,17 @@ class Dataset(abc.ABC):
     def _has_picture(self, image_id: str) -> bool: ...
 
     def _read_split(self, split: str) -> list[str]:
-        if split not in self.splits:
+        if split.endswith(".txt"):
+            entries = [(f"{split}, line {n}", line) for n, line in read_numbered_lines(Path(split))]
+        elif split in self.splits:
+            entries = self._entries(split)
+        else:
             raise UserError(
                 f"{self.root}: has no list {split!r} (there are: {', '.join(self.splits) or 'none'}); "
                 f"{self._missing_split_remedy(split)}"
             )
         seen: dict[str, str] = {}
-        for where, image_id in self._entries(split):
+        for where, image_id in entries:
             check_id(image_id, where)
             if image_id in seen:
                 raise UserError(

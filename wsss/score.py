@@ -220,7 +220,7 @@ def main(config: Config) -> None:
     scores = write_score(output_dir, confusion, dataset.class_names, about)
     log.info("mIoU  %.2f%%", 100 * scores.mean_iou)
     log.info("wrote %s, %s", output_dir / "score.json", output_dir / "score.md")
-    log.info("next  %s", shlex.join(["cat", str(output_dir / "score.md")]))
+    log.info("next: %s", shlex.join(["cat", str(output_dir / "score.md")]))
 
 
 if __name__ == "__main__":

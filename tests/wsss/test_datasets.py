@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wsss import datasets
-from wsss.datasets import COCO_CLASSES, VOC_CLASSES, load_dataset
+from wsss.datasets import COCO_CLASSES, VOC_CLASSES, load_dataset, split_name
 from wsss.errors import UserError
 from wsss.io import write_mask
 from wsss.labels import COCO_UNUSED, check_id, read_coco_json, read_voc_xml
@@ -594,3 +594,16 @@ def test_voc_animals_folder():
     assert data.has_masks("all")
     counts = sum(data.labels(i) for i in data.image_ids("all"))
     assert (counts >= 263).all()  # each class is in some 278 pictures
+
+
+def test_a_list_may_be_any_text_file(folder, tmp_path):
+    listed = tmp_path / "some.txt"
+    spec = load_dataset("folder", folder)
+    listed.write_text(spec.image_ids("train")[0] + "\r\n", encoding="utf-8-sig", newline="")
+    assert spec.image_ids(str(listed)) == spec.image_ids("train")[:1]
+    assert split_name(str(listed)) == "some" and split_name("train") == "train"
+    listed.write_text("nobody\n")
+    with pytest.raises(UserError, match=r"some\.txt, line 1: id 'nobody' has no picture"):
+        load_dataset("folder", folder).image_ids(str(listed))
+    with pytest.raises(UserError, match=r"none\.txt"):
+        spec.image_ids(str(tmp_path / "none.txt"))
