@@ -71,6 +71,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
 def make_loader(dataset: Dataset, batch_sampler, *, workers: int, device: torch.device) -> DataLoader:
     """A loader whose batches ``batches`` reads."""
+    cv2.setNumThreads(1)  # a forked worker that touches OpenCV's thread pool of its parent waits for ever
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

@@ -33,6 +33,7 @@ def parallel_map(function: Callable, items: Iterable, *, workers: int) -> Iterat
     if workers <= 0:
         yield from map(function, items)
         return
+    cv2.setNumThreads(1)  # a forked process that touches OpenCV's thread pool of its parent waits for ever
     pool = ProcessPoolExecutor(workers, initializer=_start_worker)
     items = iter(items)
     try:
