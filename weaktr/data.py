@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from wsss.distributed import shard
 from wsss.errors import UserError
 from wsss.io import read_image
 from wsss.loading import seeded
@@ -46,8 +47,6 @@ class ShardBatchSampler:
     """Consecutive batches of this process's share of a list, as (0, index) pairs."""
 
     def __init__(self, length: int, batch_size: int):
-        from wsss.distributed import shard
-
         indices = shard(range(length))
         self.batches = [
             [(0, i) for i in indices[start : start + batch_size]]

@@ -80,6 +80,9 @@ def make_loader(dataset: Dataset, batch_sampler, *, workers: int, device: torch.
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread,
+        # A loader draws a seed when it starts its workers, so once per run: from a generator of its own, or
+        # stochastic depth would differ after a restart and with another number of workers.
+        generator=torch.Generator(),
     )
 
 

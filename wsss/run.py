@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from wsss.distributed import barrier, rank, world_size
+from wsss.distributed import gather_objects, rank, world_size
 from wsss.errors import UserError
 from wsss.io import write_text
 
@@ -52,11 +52,7 @@ def open_run(
     problem = None
     if rank() == 0:
         problem = _claim(output_dir, command, options, owned, overwrite)
-    barrier()
-    if world_size() > 1:  # every process must stop together, with the same line
-        from wsss.distributed import gather_objects
-
-        problem = gather_objects(problem)[0]
+    problem = gather_objects(problem)[0]  # every process stops together, with the same line
     if problem:
         raise UserError(problem)
     return output_dir
