@@ -10,6 +10,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", 
 import pytest
 import torch
 
+from tests.commands import argv, finish
 from tests.miniature import make
 
 torch.set_num_threads(1)
@@ -74,3 +75,18 @@ def miniature(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def miniature_without_masks(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("miniature_without_masks"), train=16, val=6, masks=False)
+
+
+# 2 epochs of 2 steps at a rate that moves the weights, so that equal results mean something
+TRAIN_OPTIONS = (
+    "--backbone", "vit_micro_patch8_96", "--epochs", "2", "--batch-size", "8", "--drop-path", "0",
+    "--schedule", "step", "--warmup-epochs", "0", "--lr", "0.03", "--workers", "0", "--overlays", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(miniature, tmp_path_factory) -> Path:
+    """Output folder of a training on the miniature with TRAIN_OPTIONS. Read only."""
+    folder = tmp_path_factory.mktemp("trained") / "train"
+    finish(*argv("weaktr.train", "--data-path", miniature, "--output-dir", folder, *TRAIN_OPTIONS))
+    return folder

@@ -3,8 +3,8 @@
     python tests/miniature.py DIR [--layout folder|voc12|coco14] [--no-masks] [--train 24] [--val 8]
 
 One or two striped, checked or dotted shapes per picture, each class in its own hues, on greyish clutter;
-sides of 96..130 pixels; masks with a border of 255. Names hold spaces and non-ASCII letters in the folder layout;
-VOC annotations hold parts and difficult objects, COCO's a crowd.
+sides of 96..130 pixels; masks with a border of 255. Some names in the folder layout hold spaces and non-ASCII
+letters; VOC annotations hold parts and difficult objects, COCO's a crowd.
 """
 
 import argparse
