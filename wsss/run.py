@@ -45,8 +45,8 @@ def open_run(
         overwrite: Start afresh in a folder of a different run.
 
     Raises:
-        UserError: The folder belongs to another command, or to this one with other options, or holds
-            files without a ``config.json``.
+        UserError: The folder holds results of another command, or of this one with other options, or
+            results without a ``config.json``.
     """
     output_dir = Path(output_dir)
     problem = None
@@ -65,7 +65,8 @@ def _claim(output_dir: Path, command: str, options: dict, owned, overwrite: bool
         return f"{output_dir}: is a file; give --output-dir a folder"
     output_dir.mkdir(parents=True, exist_ok=True)
     difference = None
-    if config_path.is_file():
+    results = [p for pattern in owned for p in output_dir.glob(pattern)]
+    if results and config_path.is_file():
         try:
             found = json.loads(config_path.read_text(encoding="utf8"))
         except ValueError:
@@ -74,7 +75,7 @@ def _claim(output_dir: Path, command: str, options: dict, owned, overwrite: bool
         if keys:
             shown = ", ".join(f"{k} was {found.get(k)!r}, now {wanted.get(k)!r}" for k in keys[:3])
             difference = f"of a different run ({shown})"
-    elif any(p for pattern in owned for p in output_dir.glob(pattern)):
+    elif results:
         difference = "holding results without a config.json"
     if difference and not overwrite:
         return (
@@ -82,9 +83,9 @@ def _claim(output_dir: Path, command: str, options: dict, owned, overwrite: bool
             "choose another --output-dir, or start afresh with --overwrite"
         )
     if difference:
-        for pattern in ("config.json", *owned):
-            for path in output_dir.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        config_path.unlink(missing_ok=True)  # first: killed in between, what is left has no owner
+        for path in results:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_text(config_path, json.dumps(wanted, indent=2) + "\n")
     write_text(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
     return None

@@ -48,6 +48,12 @@ def test_another_run_is_refused_unless_told(tmp_path, options, command, words):
     assert json.loads((tmp_path / "config.json").read_text())["command"] == command
 
 
+def test_a_folder_without_results_may_change_its_mind(tmp_path):
+    opened(tmp_path)
+    opened(tmp_path, OPTIONS | {"lr": 0.2})
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.2
+
+
 def test_overwrite_keeps_an_equal_run(tmp_path):
     opened(tmp_path)
     (tmp_path / "one.npz").write_text("x")
@@ -61,7 +67,6 @@ def test_results_of_unknown_origin_and_files_in_the_way(tmp_path):
         opened(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         opened(tmp_path / "one.npz")
-    (tmp_path / "one.npz").unlink()
     (tmp_path / "config.json").write_text("{ cut")
     with pytest.raises(UserError, match="different run"):
         opened(tmp_path)
