@@ -119,6 +119,12 @@ def score_cams(
             cams = multi_scale_cams(model, image, labels, scales=scales).astype(np.float16)
         except UserError as error:
             raise UserError(f"{spec.image_path(image_id)}: {error}") from error
-        accumulator.update(cams, np.flatnonzero(labels), read_mask(spec.mask_path(image_id)))
+        mask_path = spec.mask_path(image_id)
+        try:
+            accumulator.update(cams, np.flatnonzero(labels), read_mask(mask_path))
+        except ValueError as error:
+            raise UserError(
+                f"{mask_path}: does not fit its picture ({error}); give a mask of its size and classes"
+            ) from None
     accumulator.all_sum(device)
     return accumulator.curve()

@@ -67,10 +67,11 @@ def cam_grids(
     height, width = image.shape[:2]
     shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
     grids = []
-    for scale in scales:
-        # numpy rounds halves to even, as published
-        size = tuple(int(np.round(side * shrink * scale)) for side in (height, width))
-        _check_size(model, size, len(class_ids), flip, device)
+    # numpy rounds halves to even, as published
+    sizes = [tuple(int(np.round(side * shrink * scale)) for side in (height, width)) for scale in scales]
+    for size, scale in sorted(zip(sizes, scales, strict=True), reverse=True):  # all, before any is computed
+        _check_size(model, size, scale, len(class_ids), flip, device)
+    for size in sizes:
         pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
         batch = torch.stack((pixels, pixels.flip(-1))) if flip else pixels[None]
         found = model.cams(batch, attention, class_ids=list(class_ids))
@@ -112,13 +113,13 @@ def predicted_labels(
     shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
     size = tuple(int(np.round(side * shrink)) for side in (height, width))
     device = next(model.parameters()).device
-    _check_size(model, size, 1, True, device)
+    _check_size(model, size, 1.0, 1, True, device)
     pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
     logits = model.encode(torch.stack((pixels, pixels.flip(-1))))[0]
     return (logits.sigmoid().mean(0) > threshold).float().cpu().numpy()
 
 
-def _check_size(model: WeakTr, size: tuple[int, int], n: int, flip: bool, device: torch.device) -> None:
+def _check_size(model: WeakTr, size: tuple[int, int], scale: float, n: int, flip: bool, device) -> None:
     if min(size) < model.patch_size:
         raise UserError(
             f"{size[1]}x{size[0]} pixels (width x height, scaled) is less than one {model.patch_size}-pixel "
@@ -129,10 +130,10 @@ def _check_size(model: WeakTr, size: tuple[int, int], n: int, flip: bool, device
     floats = tokens * model.embed_dim * (4 * len(model.blocks) + 8) + 4 * n * size[0] * size[1]
     free = free_memory(device)
     if free is not None and 4 * floats > 0.8 * free:
-        side = int(max(size) * math.sqrt(0.8 * free / (4 * floats)))
+        side = int(max(size) / scale * math.sqrt(0.8 * free / (4 * floats)))
         raise UserError(
-            f"{size[1]}x{size[0]} pixels (width x height, scaled) needs about {4 * floats / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free; shrink it with --max-side {side // 100 * 100 or side}"
+            f"{size[1]}x{size[0]} pixels (width x height, scaled) needs about {4 * floats / 2**30:.2g} GiB, "
+            f"{free / 2**30:.2g} GiB are free; shrink it with --max-side {side // 100 * 100 or side}"
         )
 
 

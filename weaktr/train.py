@@ -402,7 +402,10 @@ def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, 
     for image_id in shown:
         labels = spec.labels(image_id)
         image = read_image(spec.image_path(image_id), exif=config.exif)
-        maps = multi_scale_cams(model, image, labels, scales=(1.0,))
+        try:
+            maps = multi_scale_cams(model, image, labels, scales=(1.0,))
+        except UserError:  # too thin or too large for a map: no reason to end a training
+            continue
         writer.add_image(
             f"cams/{image_id}",
             side_by_side(image, *(heat_overlay(image, m) for m in maps)),

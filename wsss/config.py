@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import errno
+import gc
 import logging
 import shlex
 import sys
@@ -137,18 +138,22 @@ def run_command(main, config_class, argv=None, *, prog: str, description: str | 
         force=True,
     )
     logging.captureWarnings(True)
+    failure = None
     try:
         main(config)
     except UserError as error:
-        _fail(str(error))
+        failure = str(error)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(
-                f"{error.filename or config.output_dir}: disk full; free space and run the same command again"
-            )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT):
-            _fail(f"{error.filename}: {error.strerror}; choose another path or mend its permissions")
-        raise
+            where = error.filename or config.output_dir
+            failure = f"{where}: disk full; free space and run the same command again"
+        elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT):
+            failure = f"{error.filename}: {error.strerror}; choose another path or mend its permissions"
+        else:
+            raise
+    if failure:
+        gc.collect()  # frees what the exception held, so that progress bars end their line before the message
+        _fail(failure)
 
 
 def _fail(message: str) -> typing.NoReturn:
