@@ -71,6 +71,9 @@ class Config(DataOptions):
         None, "peak learning rate for a batch of 512, scaled linearly (default: 6e-4; coco14: 2e-4)"
     )
     new_lr_scale: float = option(1.0, "learning rate of head and AAF, times the backbone's")
+    token_lr_scale: float = option(
+        1.0, "learning rate of the class tokens, times the backbone's: they start equal, and part slowly"
+    )
     schedule: str = option(
         "published",
         "published: by epoch, cosine not shifted by the warm-up, one epoch late; shifted: the same, in time; "
@@ -115,7 +118,9 @@ def train(config: Config, device: torch.device) -> None:
     torch.manual_seed(config.seed)
     model = new_model(config, spec, plan).to(device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.new_lr_scale), lr=plan.peak_rate, weight_decay=config.weight_decay
+        parameter_groups(model, config.new_lr_scale, config.token_lr_scale),
+        lr=plan.peak_rate,
+        weight_decay=config.weight_decay,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
     state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
@@ -261,12 +266,19 @@ def model_args(config: Config, spec, plan: Plan) -> dict:
     }
 
 
-def parameter_groups(model: WeakTr, new_lr_scale: float) -> list[dict]:
-    """Backbone, and head with AAF: the parts that start fresh, at ``new_lr_scale`` times the rate."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    fresh = [p for n, p in named if n.startswith(("head.", "adaptive_attention_fusion."))]
-    backbone = [p for n, p in named if not n.startswith(("head.", "adaptive_attention_fusion."))]
-    return [{"params": backbone, "lr_scale": 1.0}, {"params": fresh, "lr_scale": new_lr_scale}]
+def parameter_groups(model: WeakTr, new_lr_scale: float, token_lr_scale: float) -> list[dict]:
+    """Backbone; head with AAF, which start fresh; class tokens, which start as copies of one."""
+    new, tokens, backbone = [], [], []
+    for name, parameter in model.named_parameters():
+        if name == "cls_token":
+            tokens.append(parameter)
+        elif name.startswith(("head.", "adaptive_attention_fusion.")):
+            new.append(parameter)
+        else:
+            backbone.append(parameter)
+    scaled = ((backbone, 1.0), (new, new_lr_scale), (tokens, token_lr_scale))
+    groups = [([p for p in parameters if p.requires_grad], scale) for parameters, scale in scaled]
+    return [{"params": parameters, "lr_scale": scale} for parameters, scale in groups]
 
 
 def make_loaders(config: Config, spec, plan: Plan, model: WeakTr, device: torch.device):
