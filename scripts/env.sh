@@ -6,7 +6,7 @@
 #
 # Packages are installed when requirements.txt changed since the last install that finished (stamp file in the
 # environment); otherwise this takes no time. Needs Python 3.11 or 3.12, g++ (the CRF package is compiled) and
-# a package index. Installing took 2 minutes on 2 cores with a CPU build of torch; not measured with CUDA's.
+# a package index. Installing takes minutes.
 
 weaktr_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -1,0 +1,117 @@
+"""The shell scripts: they parse, say what they are, refuse nonsense, and stage1.sh runs from end to end."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import ROOT
+
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+
+
+def _bash(*words, **variables):
+    known = {k: v for k, v in os.environ.items() if k not in ("PRETRAINED", "PRETRAINED_WEIGHTS", "BACKBONE")}
+    return subprocess.run(
+        ["bash", *map(str, words)], env={**known, **variables}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda p: p.name)
+def test_script_parses_and_says_what_it_is(script):
+    assert _bash("-n", script).returncode == 0
+    header = re.match(r"(?:#.*\n)+", script.read_text(encoding="utf8"))[0]
+    assert len(header.split("\n")) > 2
+    if script.name not in ("env.sh", "run"):
+        assert f"bash scripts/{script.name}" in header
+        for word in ("Needs", "Expect", "Time"):
+            assert word in header, word
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "3 arguments"),
+        (("folder", "a"), "3 arguments"),
+        (("cityscapes", "a", "b"), "unknown data set cityscapes"),
+    ],
+)
+def test_stage1_refuses_nonsense(arguments, words):
+    done = _bash(ROOT / "scripts" / "stage1.sh", *arguments, WEAKTR_PYTHON=sys.executable)
+    assert done.returncode == 2 and words in done.stderr and "usage" in done.stderr
+
+
+def test_stage1_names_a_missing_data_set(tmp_path):
+    done = _bash(
+        ROOT / "scripts" / "stage1.sh",
+        "folder",
+        tmp_path / "nothing",
+        tmp_path / "out",
+        WEAKTR_PYTHON=sys.executable,
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert re.search(r"^error: .*nothing: no such folder", done.stderr, re.M)
+    assert not (tmp_path / "out").exists()
+
+
+def test_environment_names_what_is_missing(tmp_path):
+    """An interpreter of another version, and no interpreter at all."""
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = _bash("-c", f"source {ROOT}/scripts/env.sh", WEAKTR_PYTHON=str(old))
+    assert done.returncode == 1 and "3.11 or 3.12" in done.stderr and str(old) in done.stderr
+
+
+def test_environment_is_installed_once_and_not_taken_for_finished_early(tmp_path):
+    """A stand-in for pip: installs are counted, and one that fails leaves no stamp."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "env.sh").write_text((ROOT / "scripts" / "env.sh").read_text())
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"pip install"*) echo pip >>{tmp_path}/log; test ! -e {tmp_path}/broken;;\n'
+        f'*) exec {sys.executable} "$@";; esac\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "broken").write_text("")
+
+    def source():
+        return _bash(
+            "-c", f"source {tmp_path}/scripts/env.sh && echo $PYTHON", VIRTUAL_ENV=str(venv), WEAKTR_PYTHON=""
+        )
+
+    def installs():
+        return len((tmp_path / "log").read_text().split())
+
+    assert source().returncode == 1 and installs() == 1
+    assert source().returncode == 1 and installs() == 2  # unfinished: tried again
+    (tmp_path / "broken").unlink()
+    assert source().stdout.split("\n")[-2] == str(python) and installs() == 3
+    assert source().returncode == 0 and installs() == 3  # finished: nothing to do
+    (tmp_path / "requirements.txt").write_text("numpy\npillow\n")
+    assert source().returncode == 0 and installs() == 4
+
+
+def test_stage1_from_end_to_end_without_masks_in_two_processes(miniature_without_masks, tmp_path):
+    arguments = (ROOT / "scripts" / "stage1.sh", "folder", miniature_without_masks, tmp_path / "with space")
+    variables = {
+        "WEAKTR_PYTHON": sys.executable, "PRETRAINED_WEIGHTS": "none", "BACKBONE": "vit_micro_patch8_96",
+        "EPOCHS": "1", "TRAIN_OPTIONS": "--batch-size 8", "CAM_OPTIONS": "--compact", "WORKERS": "0",
+        "GPUS": "2",
+    }  # fmt: skip
+    done = _bash(*arguments, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "with space"
+    for split, count in (("train", 16), ("val", 6)):
+        assert len(list((out / "cams" / split).glob("*.npz"))) == count
+        masks = sorted((out / "masks" / split).glob("*.png"))
+        assert len(masks) == count
+        assert {int(v) for path in masks for v in np.unique(np.array(Image.open(path)))} <= {0, 1, 2, 3}
+    assert not (out / "score").exists()
