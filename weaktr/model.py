@@ -146,7 +146,7 @@ def build_weaktr(
     model = WeakTr(
         num_classes=num_classes,
         reduction=reduction,
-        pool="avg" if pool == "average" else pool,
+        pool={"average": "avg", "mean": "avg"}.get(pool, pool),
         feat_reduction=feat_reduction,
         embed_dim=sizes.embed_dim,
         depth=sizes.depth,
