@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_THRESHOLDS = {"voc12": 0.43, "coco14": 0.42, "folder": 0.43}
 NOT_MEASURED = "published value, masks not used"
+OTSU = "Otsu's rule on the CAMs, masks not used"
+BINS = 100  # of the histogram for Otsu's rule: thresholds of two decimals
 SWEEP = tuple(i / 100 for i in range(40, 60))  # what the published search may visit
 FILES_PER_TASK = 16  # counts of many pictures travel between processes as one array
 
@@ -42,8 +44,9 @@ class Config(DataOptions):
     select: str = option(
         "auto",
         "threshold to write: best mIoU on the masks; sweep: the published search from 0.40; published: "
-        "0.43 (voc12, folder) or 0.42 (coco14); auto: best where there are masks, else published",
-        choices=("auto", "best", "sweep", "published"),
+        "0.43 (voc12, folder) or 0.42 (coco14); otsu: from the CAMs alone; auto: best where there are "
+        "masks, else otsu for a folder and published for voc12 and coco14",
+        choices=("auto", "best", "sweep", "published", "otsu"),
     )
     workers: int = option(2, "processes; 0 computes in the command's own", changes_result=False)
 
@@ -233,6 +236,30 @@ def _count_files(pairs: Iterable[tuple[Path | None, Path]], num_classes: int, th
     return accumulator.counts
 
 
+def otsu_threshold(histogram: np.ndarray) -> float:
+    """The threshold that best parts a histogram of values in 0..1 in two (Otsu, 1979): no mask is needed.
+
+    Args:
+        histogram: (bins,) weights of equal bins over 0..1.
+    """
+    weights = histogram / histogram.sum()
+    centres = (np.arange(len(weights)) + 0.5) / len(weights)
+    below, moment = np.cumsum(weights), np.cumsum(weights * centres)
+    between = (moment[-1] * below - moment) ** 2 / np.maximum(below * (1 - below), 1e-12)
+    return float((np.argmax(between[:-1]) + 1) / len(weights))
+
+
+def _largest_values(cam_paths: Iterable[Path]) -> np.ndarray:
+    """Histogram of every pixel's largest CAM; each picture weighs the same, whatever its size."""
+    total = np.zeros(BINS)
+    for path in cam_paths:
+        cams, class_ids = read_cams(path)
+        if len(class_ids):
+            largest = cams.max(axis=0).astype(np.float32)
+            total += np.histogram(largest, BINS, (0, 1))[0] / largest.size
+    return total
+
+
 def cam_path_or_none(cam_dir: Path, dataset, image_id: str) -> Path | None:
     """The CAM file of a picture; None for one that has no file because it has no labels.
 
@@ -281,6 +308,8 @@ def main(config: Config) -> None:
         overwrite=config.overwrite,
     )
     record = {"threshold": PUBLISHED_THRESHOLDS[config.dataset], "selected_by": NOT_MEASURED}
+    if config.select == "otsu" or (config.select == "auto" and not pairs and config.dataset == "folder"):
+        record = {"threshold": _otsu_of(config, dataset, split), "selected_by": OTSU}
     if pairs is None:
         log.info("Not every picture of %s has a mask: nothing to measure.", split)
     else:
@@ -327,6 +356,16 @@ def _file_pairs(config: Config, dataset, split: str) -> list[tuple[Path | None, 
         )
         for image_id in dataset.image_ids(split)
     ]
+
+
+def _otsu_of(config: Config, dataset, split: str) -> float:
+    paths = [cam_path_or_none(config.cam_dir, dataset, i) for i in dataset.image_ids(split)]
+    paths = [path for path in paths if path]
+    if not paths:
+        raise UserError(f"{config.cam_dir}: no CAM files of {split}; run python -m weaktr.generate_cam first")
+    tasks = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
+    results = parallel_map(_largest_values, tasks, workers=config.workers)
+    return otsu_threshold(sum(tqdm(results, total=len(tasks), desc="CAM values", unit="task")))
 
 
 def _measure(pairs, num_fg_classes: int, thresholds: tuple[float, ...], workers: int) -> ThresholdCurve:

@@ -12,6 +12,7 @@ from weaktr.search_threshold import (
     ThresholdAccumulator,
     ThresholdCurve,
     main,
+    otsu_threshold,
     threshold_curve,
     threshold_values,
 )
@@ -245,13 +246,35 @@ def test_select(folder):
     assert read(folder)["best_mean_iou"] == record["best_mean_iou"]
 
 
-def test_without_masks_the_published_threshold_is_written(folder):
+def test_without_masks_the_threshold_comes_from_the_cams(folder):
     (folder / "data" / "masks" / "p 2.png").unlink()
     with pytest.raises(UserError, match="--select best needs"):
         main(config(folder, select="best"))
     assert not (folder / "out").exists()
     main(config(folder))
+    found = read(folder)
+    assert found["selected_by"] == "Otsu's rule on the CAMs, masks not used"
+    values = [read_cams(p).cams.max(0) for p in sorted((folder / "cams").glob("*.npz"))]
+    grey = [np.floor(v.astype(np.float64) * 100).clip(0, 99) for v in values]
+    weight = np.concatenate([np.full(v.size, 1 / v.size) for v in values])
+    flat = np.concatenate([g.ravel() for g in grey])
+
+    def between(t):
+        low, high = flat < t, flat >= t
+        share = weight[low].sum() / weight.sum()
+        means = (np.average(flat[part], weights=weight[part]) for part in (low, high))
+        return share * (1 - share) * (next(means) - next(means)) ** 2
+
+    best = max(range(int(flat.min()) + 1, int(flat.max()) + 1), key=between)
+    assert found["threshold"] == pytest.approx(best / 100)
+    main(config(folder, select="published", overwrite=True))
     assert read(folder) == {"threshold": 0.43, "selected_by": "published value, masks not used"}
+
+
+def test_otsu_parts_two_heaps():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0.2, 0.03, 7000), rng.normal(0.7, 0.03, 3000)]).clip(0, 1)
+    assert 0.28 < otsu_threshold(np.histogram(values, 100, (0, 1))[0]) < 0.62
     assert not (folder / "out" / "threshold.png").exists()
 
 
