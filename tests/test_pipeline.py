@@ -170,3 +170,16 @@ def test_layouts_of_voc_and_coco(layout, train_split, scored, values, scales, tm
     for image_id in ids:
         found |= set(np.unique(np.array(Image.open(tmp_path / "masks" / f"{image_id}.png"))).tolist())
     assert found <= set(values) and len(found) > 1
+
+
+def test_a_folder_without_lists(tmp_path):
+    """Every picture is trained on, and its masks, where there are some, score the CAMs."""
+    data = make(tmp_path / "data", train=6, val=2)
+    for name in ("train", "val"):
+        (data / f"{name}.txt").unlink()
+    run_here(
+        "weaktr.train", "--data-path", data, "--output-dir", tmp_path / "train", *TRAIN_OPTIONS, "--epochs", 1,
+        "--train-split", "all",
+    )  # fmt: skip
+    best = torch.load(tmp_path / "train" / "best.pth", weights_only=True)["best"]
+    assert (best["measure"], best["split"], best["epoch"]) == ("cam_miou", "all", 0)

@@ -202,7 +202,7 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
     val_split = config.val_split or (spec.val_split if spec.val_split in spec.splits else None)
     if val_split:
         spec.check_image_labels(val_split)
-    cam_split = config.cam_split or spec.cam_split
+    cam_split = config.cam_split or (spec.cam_split if spec.cam_split in spec.splits else train_split)
     if not spec.has_masks(cam_split):
         if config.cam_split or config.select == "miou":
             raise UserError(
