@@ -178,8 +178,8 @@ def test_a_folder_without_lists(tmp_path):
     for name in ("train", "val"):
         (data / f"{name}.txt").unlink()
     run_here(
-        "weaktr.train", "--data-path", data, "--output-dir", tmp_path / "train", *TRAIN_OPTIONS, "--epochs", 1,
-        "--train-split", "all",
+        "weaktr.train", "--data-path", data, "--output-dir", tmp_path / "train", *TRAIN_OPTIONS,
+        "--epochs", 1, "--train-split", "all",
     )  # fmt: skip
     best = torch.load(tmp_path / "train" / "best.pth", weights_only=True)["best"]
     assert (best["measure"], best["split"], best["epoch"]) == ("cam_miou", "all", 0)
