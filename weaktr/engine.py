@@ -45,7 +45,7 @@ def train_one_epoch(
         Means over steps and processes of loss, class, coarse and fine loss.
 
     Raises:
-        UserError: The loss is not finite; names the batch's pictures.
+        UserError: The loss, or at the end a weight, is not finite; names the batch's pictures.
     """
     model.train()
     totals: dict[str, float] = {}
@@ -75,6 +75,12 @@ def train_one_epoch(
         progress.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{rate:.2e}", refresh=False)
         progress.update()
         step += 1
+    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:  # the last step's update, which no loss has seen
+        raise UserError(
+            f"weights are not finite after step {step - 1} ({broken[0]}), pictures "
+            f"{', '.join(batch['image_id'])}: stopped, the last checkpoint is kept; lower --lr"
+        )
     means = torch.tensor(list(totals.values()), dtype=torch.float64)
     means = all_sum(means.to(device)).cpu() / (world_size() * (step - first_step))
     return dict(zip(totals, means.tolist(), strict=True))
@@ -107,6 +113,7 @@ def score_cams(
     thresholds: np.ndarray,
     scales: Sequence[float] = (1.0,),
     exif: bool = False,
+    max_side: int | None = None,
 ) -> ThresholdCurve:
     """Generate CAMs of labelled pictures that have masks, keep nothing, and score them at every threshold."""
     model.eval()
@@ -116,12 +123,12 @@ def score_cams(
         labels = spec.labels(image_id)
         image = read_image(spec.image_path(image_id), exif=exif)
         try:
-            cams = multi_scale_cams(model, image, labels, scales=scales).astype(np.float16)
+            cams = multi_scale_cams(model, image, labels, scales=scales, max_side=max_side)
         except UserError as error:
             raise UserError(f"{spec.image_path(image_id)}: {error}") from error
         mask_path = spec.mask_path(image_id)
         try:
-            accumulator.update(cams, np.flatnonzero(labels), read_mask(mask_path))
+            accumulator.update(cams.astype(np.float16), np.flatnonzero(labels), read_mask(mask_path))
         except ValueError as error:
             raise UserError(
                 f"{mask_path}: does not fit its picture ({error}); give a mask of its size and classes"

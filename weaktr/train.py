@@ -37,7 +37,12 @@ from wsss.io import read_image, write_text
 from wsss.loading import EpochBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
 from wsss.run import open_run, sha256
-from wsss.transforms import classification_train_transform, classification_val_transform, normalise
+from wsss.transforms import (
+    classification_train_transform,
+    classification_val_transform,
+    normalise,
+    resize_bicubic,
+)
 from wsss.visualize import heat_overlay, side_by_side
 
 log = logging.getLogger(__name__)
@@ -93,6 +98,9 @@ class Config(DataOptions):
         choices=("auto", "off", "bfloat16", "float16"),
     )
     exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
+    max_side: int | None = option(
+        None, "for CAMs that are scored or shown: shrink pictures with a longer side than this, pixels"
+    )
     overlays: int = option(4, "pictures whose CAM overlays go to TensorBoard", changes_result=False)
     workers: int = option(
         min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False
@@ -343,6 +351,7 @@ def evaluate(config: Config, plan: Plan, model: WeakTr, val_loader, spec, device
             thresholds=SWEEP,
             scales=config.cam_scales,
             exif=config.exif,
+            max_side=config.max_side,
         )
         record |= {"cam_miou": curve.best_mean_iou, "cam_threshold": curve.best_threshold}
     record["eval_seconds"] = round(time.time() - started, 1)
@@ -415,7 +424,7 @@ def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, 
         labels = spec.labels(image_id)
         image = read_image(spec.image_path(image_id), exif=config.exif)
         try:
-            maps = multi_scale_cams(model, image, labels, scales=(1.0,))
+            maps = multi_scale_cams(model, image, labels, scales=(1.0,), max_side=config.max_side)
         except UserError:  # too thin or too large for a map: no reason to end a training
             continue
         writer.add_image(
@@ -424,7 +433,8 @@ def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, 
             step,
             dataformats="HWC",
         )
-        pixels = normalise(image, model.pixel_mean, model.pixel_std).to(device)
+        square = resize_bicubic(image, (plan.image_size, plan.image_size))
+        pixels = normalise(square, model.pixel_mean, model.pixel_std).to(device)
         weights.append(model.cams(pixels[None], class_ids=[0]).head_weights[0])
     if weights:
         writer.add_figure("head_weights", head_weight_figure(torch.stack(weights).mean(0)), step)
