@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import gc
 import logging
+import math
 import shlex
 import sys
 import types
@@ -26,16 +27,28 @@ from wsss.errors import UserError
 REQUIRED = dataclasses.MISSING
 
 
-def option(default, help: str, *, choices=None, changes_result: bool = True):
+def option(
+    default,
+    help: str,
+    *,
+    choices=None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    changes_result: bool = True,
+):
     """A dataclass field that becomes ``--its-name``.
 
     Args:
         default: Default value, or ``REQUIRED``.
         help: One line, with the unit. The default is appended by ``--help``.
         choices: Allowed values.
+        minimum, maximum, above: Range of a number, or of each number of a tuple; ``above`` is a lower bound
+            that is itself not allowed. ``nan`` and ``inf`` are always refused.
         changes_result: False for options such as ``--workers`` that may differ when a run is continued.
     """
     metadata = {"help": help, "choices": choices, "changes_result": changes_result}
+    metadata["range"] = {"minimum": minimum, "maximum": maximum, "above": above}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -65,6 +78,33 @@ def _unwrap_optional(kind):
     return kind
 
 
+def _number(kind: type, *, minimum, maximum, above):
+    """argparse's ``type`` of a number within a range; argparse puts the option's name before the message."""
+    limits = [
+        f"{words} {limit}"
+        for words, limit in (("above", above), ("at least", minimum), ("at most", maximum))
+        if limit is not None
+    ]
+    wanted = " and ".join(limits) if limits else "a finite number"
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from None
+        within = (
+            (kind is int or math.isfinite(value))
+            and (minimum is None or value >= minimum)
+            and (maximum is None or value <= maximum)
+            and (above is None or value > above)
+        )
+        if not within:
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return value
+
+    return convert
+
+
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -> None:
     kind = _unwrap_optional(kind)
     required = field.default is dataclasses.MISSING
@@ -76,9 +116,12 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind)
     if kind is bool:
         arguments["action"] = argparse.BooleanOptionalAction
     elif typing.get_origin(kind) is tuple:
-        arguments |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+        kind = typing.get_args(kind)[0]
+        arguments |= {"type": kind, "nargs": "+"}
     else:
         arguments |= {"type": kind, "choices": field.metadata["choices"]}
+    if kind in (int, float):
+        arguments["type"] = _number(kind, **field.metadata["range"])
     if kind is not bool and arguments.get("choices") is None:
         arguments["metavar"] = "DIR" if field.name.endswith("_dir") else field.name.split("_")[-1].upper()
     parser.add_argument("--" + field.name.replace("_", "-"), **arguments)

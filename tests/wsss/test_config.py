@@ -17,6 +17,9 @@ class Config(DataOptions):
     limit: int | None = option(None, "at most this many")
     kind: str = option("a", "which", choices=("a", "b"))
     workers: int = option(2, "processes", changes_result=False)
+    batch: int = option(4, "pictures", minimum=1, maximum=64)
+    rate: float | None = option(None, "step", above=0)
+    shares: tuple[float, ...] = option((0.5,), "fractions", minimum=0, maximum=1)
 
 
 NEEDED = ["--data-path", "d", "--output-dir", "o"]
@@ -38,6 +41,34 @@ def test_wrong_options_are_refused(wrong, capsys):
         parse(Config, [*NEEDED, *wrong])
     assert stopped.value.code == 2
     assert wrong[-1].lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch", "0"], "argument --batch: must be at least 1 and at most 64, got 0"),
+        (["--batch", "65"], "argument --batch: must be at least 1 and at most 64, got 65"),
+        (["--batch", "1.5"], "argument --batch: invalid int value: '1.5'"),
+        (["--rate", "0"], "argument --rate: must be above 0, got 0"),
+        (["--rate", "nan"], "argument --rate: must be above 0, got nan"),
+        (["--rate", "inf"], "argument --rate: must be above 0, got inf"),
+        (["--scales", "1", "nan"], "argument --scales: must be a finite number, got nan"),
+        (["--shares", "0.5", "1.01"], "argument --shares: must be at least 0 and at most 1, got 1.01"),
+        (["--shares", "-0.5"], "argument --shares: must be at least 0 and at most 1, got -0.5"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(given, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Config, [*NEEDED, *given])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_limits_themselves():
+    for batch in (1, 64):
+        assert parse(Config, [*NEEDED, "--batch", str(batch)]).batch == batch
+    config = parse(Config, [*NEEDED, "--rate", "1e-9", "--shares", "0", "1"])
+    assert (config.rate, config.shares) == (1e-9, (0.0, 1.0))
 
 
 def test_help_names_every_option_with_its_default(capsys):
