@@ -51,8 +51,6 @@ if [ -z "$weights" ]; then
         [ -f "$file" ] && weights=$file && break
     done
 fi
-pretrained=(--pretrained "$weights")
-[ "$weights" != none ] || pretrained=()
 
 # Which lists there are, and which of them have masks: the data set knows.
 lists=$("$PYTHON" - "$dataset" "$data" <<'PYTHON'
@@ -81,7 +79,7 @@ step() { echo; echo "== $*"; }
 
 step "training on $train_split"
 "${parallel[@]}" -m weaktr.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
-    --backbone "$backbone" "${pretrained[@]}" --epochs "$epochs" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
+    --backbone "$backbone" --pretrained "$weights" --epochs "$epochs" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
 
 for split in $splits; do
     step "CAMs of $split"

@@ -79,7 +79,8 @@ def miniature_without_masks(tmp_path_factory) -> Path:
 
 # 2 epochs of 2 steps at a rate that moves the weights, so that equal results mean something
 TRAIN_OPTIONS = (
-    "--backbone", "vit_micro_patch8_96", "--epochs", "2", "--batch-size", "8", "--drop-path", "0",
+    "--backbone", "vit_micro_patch8_96", "--pretrained", "none", "--drop-path", "0",
+    "--epochs", "2", "--batch-size", "8",
     "--schedule", "step", "--warmup-epochs", "0", "--lr", "0.03", "--workers", "0", "--overlays", "1",
 )  # fmt: skip
 

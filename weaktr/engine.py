@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from weaktr.generate_cam import multi_scale_cams
+from weaktr.generate_cam import multi_scale_cams, network_sizes
 from weaktr.model import WeakTr, weaktr_loss
 from weaktr.search_threshold import ThresholdAccumulator, ThresholdCurve
 from wsss.distributed import all_sum, gather_objects, rank, shard, world_size
@@ -103,6 +103,43 @@ def validate(model: WeakTr, batches: Iterable[dict], device: torch.device) -> di
         results[f"sample_map_{name}"] = sample_mean_ap(truth, values)
         results[f"class_map_{name}"] = class_mean_ap(truth, values)
     return results
+
+
+def check_scorable(
+    model: WeakTr,
+    spec,
+    image_ids: Sequence[str],
+    *,
+    scales: Sequence[float] = (1.0,),
+    exif: bool = False,
+    max_side: int | None = None,
+) -> None:
+    """Look at every picture and mask that ``score_cams`` will read, so that no epoch is lost to a bad one."""
+    device = next(model.parameters()).device
+    counted = torch.zeros(1, dtype=torch.int64)
+    for image_id in tqdm(
+        shard(image_ids), desc="checking masks", unit="img", disable=rank() != 0, leave=False
+    ):
+        image, path = read_image(spec.image_path(image_id), exif=exif), spec.mask_path(image_id)
+        mask = read_mask(path)
+        if mask.shape != image.shape[:2]:
+            raise UserError(
+                f"{path}: mask of {mask.shape[1]}x{mask.shape[0]}, its picture has "
+                f"{image.shape[1]}x{image.shape[0]} pixels; give a mask of the picture's size"
+            )
+        values = mask[mask != 255]
+        if values.size and values.max() > spec.num_fg_classes:
+            raise UserError(
+                f"{path}: holds {values.max()}, there are {spec.num_fg_classes} classes; "
+                "give masks of these classes (0 background, class + 1, 255 not counted)"
+            )
+        counted += values.size
+        try:
+            network_sizes(model, mask.shape, scales, num_maps=spec.num_fg_classes, max_side=max_side)
+        except UserError as error:
+            raise UserError(f"{spec.image_path(image_id)}: {error}") from error
+    if image_ids and not all_sum(counted.to(device)).item():
+        raise UserError(f"{spec.root}: every pixel of the masks is 255; use --select last or other masks")
 
 
 def score_cams(

@@ -9,6 +9,7 @@ command continues a run that was stopped.
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,13 +65,11 @@ def cam_grids(
         UserError: A scaled picture is smaller than a patch, or too large for the free memory.
     """
     device = next(model.parameters()).device
-    height, width = image.shape[:2]
-    shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
+    image = np.asarray(image)
+    sizes = network_sizes(
+        model, image.shape[:2], scales, num_maps=len(class_ids), flip=flip, max_side=max_side
+    )
     grids = []
-    # numpy rounds halves to even, as published
-    sizes = [tuple(int(np.round(side * shrink * scale)) for side in (height, width)) for scale in scales]
-    for size, scale in sorted(zip(sizes, scales, strict=True), reverse=True):  # all, before any is computed
-        _check_size(model, size, scale, len(class_ids), flip, device)
     for size in sizes:
         pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
         batch = torch.stack((pixels, pixels.flip(-1))) if flip else pixels[None]
@@ -109,42 +108,67 @@ def predicted_labels(
     model: WeakTr, image: np.ndarray, threshold: float, *, max_side: int | None = None
 ) -> np.ndarray:
     """(C,) float32: 1 where the class token's probability, mean over the mirror, exceeds ``threshold``."""
-    height, width = image.shape[:2]
-    shrink = min(1.0, max_side / max(height, width)) if max_side else 1.0
-    size = tuple(int(np.round(side * shrink)) for side in (height, width))
+    size = network_sizes(model, image.shape[:2], (1.0,), max_side=max_side)[0]
     device = next(model.parameters()).device
-    _check_size(model, size, 1.0, 1, True, device)
     pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
     logits = model.encode(torch.stack((pixels, pixels.flip(-1))))[0]
     return (logits.sigmoid().mean(0) > threshold).float().cpu().numpy()
 
 
-def _check_size(model: WeakTr, size: tuple[int, int], scale: float, n: int, flip: bool, device) -> None:
-    if min(size) < model.patch_size:
-        raise UserError(
-            f"{size[1]}x{size[0]} pixels (width x height, scaled) is less than one {model.patch_size}-pixel "
-            "patch; enlarge the picture, leave it out of the list, or use larger --scales"
-        )
-    tokens = (1 + flip) * (size[0] // model.patch_size) * (size[1] // model.patch_size)
+def network_sizes(
+    model: WeakTr,
+    size: tuple[int, int],
+    scales: Sequence[float],
+    *,
+    num_maps: int = 1,
+    flip: bool = True,
+    max_side: int | None = None,
+) -> list[tuple[int, int]]:
+    """(H, W) of a picture as the network sees it, at every scale.
+
+    Args:
+        size: (H, W) of the picture.
+        num_maps: Classes whose maps are made.
+        max_side: Shrink a larger picture to this longer side (pixels) first.
+
+    Raises:
+        UserError: A scaled picture is smaller than a patch, or too large for the free memory.
+    """
+    shrink = min(1.0, max_side / max(size)) if max_side else 1.0
+    # numpy rounds halves to even, as published
+    sizes = [tuple(int(np.round(side * shrink * scale)) for side in size) for scale in scales]
+    for height, width in sizes:
+        if min(height, width) < model.patch_size:
+            raise UserError(
+                f"{width}x{height} pixels (width x height, scaled) is less than one {model.patch_size}-pixel "
+                "patch; enlarge the picture, leave it out of the list, or use larger --scales"
+            )
+    height, width = max(sizes)
+    tokens = (1 + flip) * (height // model.patch_size) * (width // model.patch_size)
     # per token and block: queries, keys, values and branch output; in one block: the MLP's two hidden layers
-    floats = tokens * model.embed_dim * (4 * len(model.blocks) + 8) + 4 * n * size[0] * size[1]
-    free = free_memory(device)
-    if free is not None and 4 * floats > 0.8 * free:
-        side = int(max(size) / scale * math.sqrt(0.8 * free / (4 * floats)))
+    network = 4 * tokens * model.embed_dim * (4 * len(model.blocks) + 8)  # bytes
+    maps = 4 * 4 * num_maps * size[0] * size[1]
+    free = free_memory(next(model.parameters()).device)
+    if free is not None and network + maps > 0.8 * free:
+        share = max(0.0, (0.8 * free - maps) / network)
+        side = int(max(height, width) / max(scales) * math.sqrt(share))
+        remedy = f"shrink it with --max-side {side // 100 * 100 or side}" if side else "make memory free"
         raise UserError(
-            f"{size[1]}x{size[0]} pixels (width x height, scaled) needs about {4 * floats / 2**30:.2g} GiB, "
-            f"{free / 2**30:.2g} GiB are free; shrink it with --max-side {side // 100 * 100 or side}"
+            f"{width}x{height} pixels (width x height, scaled) needs about {(network + maps) / 2**30:.2g} "
+            f"GiB, {free / 2**30:.2g} GiB are free; {remedy}"
         )
+    return sizes
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes free on the device; None where the system does not tell."""
+    """Bytes that this process may take on the device; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     except OSError:
         pass
     return None
@@ -207,7 +231,7 @@ def main(config: Config) -> None:
             "wrote %d CAM files to %s (%d were there already, %d pictures without a class skipped)",
             written, output_dir, kept, skipped,
         )  # fmt: skip
-        if scored:
+        if accumulator.counts.any():
             _log_score(accumulator, scored, split, config)
         where = {"split": split, "output_dir": output_dir.parent.parent / "threshold"}
         log.info(next_command("weaktr.search_threshold", config, cam_dir=output_dir, **where))
@@ -256,7 +280,10 @@ def _one_picture(
                 f"{mask_path}: mask of {mask.shape[1]}x{mask.shape[0]}, its picture has "
                 f"{found.cams.shape[2]}x{found.cams.shape[1]} pixels; give a mask of the picture's size"
             )
-        accumulator.update(found.cams, found.class_ids, mask)
+        try:
+            accumulator.update(found.cams, found.class_ids, mask)
+        except ValueError as error:
+            raise UserError(f"{mask_path}: {error}; give the masks of this data set") from None
     return np.array([not (kept or skipped), kept, skipped, mask is not None], np.int64)
 
 
@@ -279,7 +306,7 @@ def _grids(config: Config, scales, model: WeakTr, image: np.ndarray, labels: np.
 
 
 def _labels(config: Config, spec, model: WeakTr, image_id: str, image: np.ndarray) -> np.ndarray:
-    if config.predicted_labels is None:
+    if config.predicted_labels is None or (spec.has_labels(image_id) and spec.labels(image_id).any()):
         return spec.labels(image_id)
     return predicted_labels(model, image, config.predicted_labels, max_side=config.max_side)
 

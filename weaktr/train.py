@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from weaktr.data import ImageLabelDataset, ShardBatchSampler
-from weaktr.engine import score_cams, train_one_epoch, validate
+from weaktr.engine import check_scorable, score_cams, train_one_epoch, validate
 from weaktr.generate_cam import check_classes, multi_scale_cams
 from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.search_threshold import SWEEP
@@ -36,7 +36,7 @@ from wsss.errors import UserError
 from wsss.io import read_image, write_text
 from wsss.loading import EpochBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
-from wsss.run import open_run, sha256
+from wsss.run import open_run
 from wsss.transforms import (
     classification_train_transform,
     classification_val_transform,
@@ -53,9 +53,9 @@ PUBLISHED_RATE = {"voc12": 6e-4, "folder": 6e-4, "coco14": 2e-4}
 @dataclass(frozen=True, kw_only=True)
 class Config(DataOptions):
     backbone: str = option("deit_small_patch16_224", "network size and family, see wsss/backbones.py")
-    pretrained: str | None = option(
-        None,
-        'ImageNet weights: a file, a timm name, or "hub" for the backbone\'s own (default: from nothing)',
+    pretrained: str = option(
+        "hub",
+        "ImageNet weights: a file, a timm name, hub for the backbone's own, or none to start from nothing",
     )
     train_split: str | None = option(None, "training list (default: the data set's)")
     val_split: str | None = option(None, "list for mAP (default: the data set's, if it exists)")
@@ -124,7 +124,8 @@ def train(config: Config, device: torch.device) -> None:
         overwrite=config.overwrite,
     )
     torch.manual_seed(config.seed)
-    model = new_model(config, spec, plan).to(device)
+    resumed = (output_dir / "last.pth").is_file()
+    model = new_model(config, spec, plan, resumed=resumed).to(device)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.new_lr_scale, config.token_lr_scale),
         lr=plan.peak_rate,
@@ -132,6 +133,9 @@ def train(config: Config, device: torch.device) -> None:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
     state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
+    if state["epoch"] < config.epochs:
+        how = {"scales": config.cam_scales, "exif": config.exif, "max_side": config.max_side}
+        check_scorable(model, spec, plan.cam_ids, **how)
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
 
     train_set, sampler, train_loader, val_loader = make_loaders(config, spec, plan, model, device)
@@ -176,10 +180,11 @@ def train(config: Config, device: torch.device) -> None:
         last = epoch + 1 == config.epochs
         if last or (epoch + 1) % config.eval_every == 0:
             record |= evaluate(config, plan, model, val_loader, spec, device)
+        if rank() == 0:  # before the epoch is saved: killed in between, it is repeated and written again
+            write_epoch(writer, config, plan, model, spec, record, (epoch + 1) * steps_per_epoch - 1)
         finish_epoch(config, plan, spec, model, optimizer, scaler, state, record, output_dir, last)
         if rank() == 0:
             progress.write(epoch_line(record))
-            write_epoch(writer, config, plan, model, spec, record, (epoch + 1) * steps_per_epoch)
     progress.close()
     barrier()
     if rank() == 0:
@@ -232,8 +237,6 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
         "train_split": train_split, "val_split": val_split, "cam_split": cam_split, "select": select,
         "image_size": image_size, "lr": rate, "amp": str(dtype or "float32").removeprefix("torch."),
     }  # fmt: skip
-    if config.pretrained and Path(config.pretrained).is_file():
-        identity["pretrained_sha256"] = sha256(Path(config.pretrained))
     return Plan(
         train_split=train_split, train_ids=train_ids, val_split=val_split,
         cam_split=cam_split, cam_ids=cam_ids, select=select,
@@ -253,12 +256,11 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def new_model(config: Config, spec, plan: Plan) -> WeakTr:
+def new_model(config: Config, spec, plan: Plan, *, resumed: bool) -> WeakTr:
+    """The network with its starting weights, which a resumed run does not need again."""
     model = build_weaktr(**model_args(config, spec, plan), drop_path=config.drop_path)
-    if config.pretrained:
+    if config.pretrained != "none" and not resumed:
         start_from_pretrained(model, pretrained_state(config.pretrained, config.backbone), config.pretrained)
-    else:
-        log.info("no --pretrained weights: %s starts from nothing", config.backbone)
     return model
 
 
@@ -342,7 +344,8 @@ def evaluate(config: Config, plan: Plan, model: WeakTr, val_loader, spec, device
     started = time.time()
     record = {}
     if val_loader is not None:
-        record |= validate(model, batches(val_loader), device)
+        scores = validate(model, batches(val_loader), device)
+        record |= {name: value for name, value in scores.items() if not math.isnan(value)}
     if plan.cam_split:
         curve = score_cams(
             model,
@@ -368,14 +371,14 @@ def finish_epoch(
     measure = {"miou": "cam_miou", "map": "sample_map_class", "last": "epoch"}[plan.select]
     score = record.get(measure)
     best = state["best"]
-    improved = score is not None and not math.isnan(score) and (best is None or score > best["score"])
-    if plan.select == "last":
-        improved = last
+    improved = score is not None and (best is None or score > best["score"])
+    if plan.select == "last" or (last and best is None and not improved):
+        measure, score, improved = "epoch", record["epoch"], last
     if improved:
-        split = {"miou": plan.cam_split, "map": plan.val_split, "last": None}[plan.select]
+        split = {"cam_miou": plan.cam_split, "sample_map_class": plan.val_split, "epoch": None}[measure]
         state["best"] = {
             "epoch": record["epoch"], "score": score, "measure": measure, "split": split,
-            "every": config.cam_stride if plan.select == "miou" else 1,
+            "every": config.cam_stride if measure == "cam_miou" else 1,
         }  # fmt: skip
     if rank() == 0:
         content = {
@@ -415,6 +418,7 @@ def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, 
         elif name.startswith(("sample_map", "class_map", "cam_")):
             writer.add_scalar(name, value, step)
     if "eval_seconds" not in record:
+        writer.flush()
         return
     model.eval()
     device = next(model.parameters()).device
@@ -438,6 +442,7 @@ def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, 
         weights.append(model.cams(pixels[None], class_ids=[0]).head_weights[0])
     if weights:
         writer.add_figure("head_weights", head_weight_figure(torch.stack(weights).mean(0)), step)
+    writer.flush()
 
 
 def head_weight_figure(weights: torch.Tensor):

@@ -130,6 +130,10 @@ class Dataset(abc.ABC):
     def label_indices(self, image_id: str) -> tuple[int, ...]:
         """Classes of a picture, ascending, each once. Errors as ``labels``."""
 
+    @abc.abstractmethod
+    def has_labels(self, image_id: str) -> bool:
+        """Whether the picture has an entry of labels, be it an empty one."""
+
     def labels(self, image_id: str) -> np.ndarray:
         """Classes of a picture as a multi-hot vector, float32 (C,); all zero is allowed.
 
@@ -272,6 +276,9 @@ class Voc12(Dataset):
     def _labels(self) -> dict[str, tuple[int, ...]]:
         return {}
 
+    def has_labels(self, image_id: str) -> bool:
+        return (self.root / "Annotations" / f"{check_id(image_id)}.xml").is_file()
+
     def label_indices(self, image_id: str) -> tuple[int, ...]:
         if image_id not in self._labels:
             path = self.root / "Annotations" / f"{check_id(image_id)}.xml"
@@ -367,6 +374,9 @@ class Coco14(Dataset):
 
     def mask_path(self, image_id: str) -> Path:
         return self.root / "masks" / f"{check_id(image_id)}.png"
+
+    def has_labels(self, image_id: str) -> bool:
+        return any(image_id in self._part(part) for part in ("train", "val") if part in self.splits)
 
     def label_indices(self, image_id: str) -> tuple[int, ...]:
         loaded_first = sorted(("train", "val"), key=lambda part: part not in self._parts)
@@ -466,6 +476,11 @@ class Folder(Dataset):
 
     def mask_path(self, image_id: str) -> Path:
         return self.root / "masks" / self._masks.get(image_id, f"{check_id(image_id)}.png")
+
+    def has_labels(self, image_id: str) -> bool:
+        if self._label_table is None:
+            return (self.root / "annotations" / f"{check_id(image_id)}.xml").is_file()
+        return image_id in self._label_table[1]
 
     def label_indices(self, image_id: str) -> tuple[int, ...]:
         if self._label_table is None:

@@ -4,6 +4,7 @@ Alone, every function is the identity; nothing here keeps a module global. Start
 ``torchrun --nproc_per_node=N -m weaktr.train ...``.
 """
 
+import datetime
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from wsss.errors import UserError
+
+LONGEST_WAIT = datetime.timedelta(hours=6)  # for a process whose share of the pictures took longer
 
 
 def rank() -> int:
@@ -35,7 +38,13 @@ def pick_device(name: str) -> torch.device:
         raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}; "
+            "start at most one process per GPU, or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 @contextmanager
@@ -44,13 +53,14 @@ def distributed_session(device_name: str):
     device = pick_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: CAMs equal a CPU's
     if world_size() > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+    yield device
+    # not after an error: a peer may still wait in a collective, and torchrun ends it when this process exits
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def shard(items: Sequence) -> Sequence:

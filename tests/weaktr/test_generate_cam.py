@@ -83,7 +83,7 @@ def test_smaller_than_a_patch_is_refused(size):
 
 def test_what_memory_cannot_hold_is_refused_with_a_side_that_fits(monkeypatch):
     model = micro()
-    monkeypatch.setattr(generate_cam, "free_memory", lambda device: 20 * 2**20)
+    monkeypatch.setattr(generate_cam, "free_memory", lambda device: 40 * 2**20)
     with pytest.raises(UserError, match="--max-side") as caught:
         cam_grids(model, picture(900, 1200), [0])
     side = int(str(caught.value).rsplit(" ", 1)[1])
