@@ -96,7 +96,11 @@ def multi_scale_cams(
         labels: (C,), non-zero where a class is present.
         options: Further arguments of ``cam_grids``.
     """
-    class_ids = np.flatnonzero(np.asarray(labels))
+    image = np.asarray(image)
+    labels = torch.as_tensor(labels).cpu().numpy()
+    if labels.shape != (model.num_classes,):
+        raise ValueError(f"labels have the shape {labels.shape}, the network has {model.num_classes} classes")
+    class_ids = np.flatnonzero(labels)
     if len(class_ids) == 0:
         return np.zeros((0, *image.shape[:2]), np.float32)
     grids = cam_grids(model, image, class_ids.tolist(), scales=scales, flip=flip, **options)

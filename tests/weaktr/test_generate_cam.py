@@ -57,6 +57,14 @@ def test_without_mirror_and_without_refinement():
     assert np.abs(unrefined - found).max() > 0.1
 
 
+def test_tensors_are_taken_and_wrong_labels_refused():
+    model, image = micro(), picture(40, 50)
+    found = multi_scale_cams(model, torch.from_numpy(image.copy()), torch.tensor([0, 1, 1]))
+    assert np.array_equal(found, multi_scale_cams(model, image, [False, True, True]))
+    with pytest.raises(ValueError, match=r"shape \(2,\), the network has 3"):
+        multi_scale_cams(model, image, np.ones(2))
+
+
 def test_no_class_gives_no_map():
     assert multi_scale_cams(micro(), picture(40, 50), np.zeros(3)).shape == (0, 40, 50)
 
