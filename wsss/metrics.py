@@ -66,17 +66,16 @@ class ConfusionMatrix:
 
     Args:
         num_classes: K, background included.
-        ignore_index: Value in the truth whose pixels do not count.
+        ignore_index: Value in the truth whose pixels do not count; None counts them all. Where it is one of
+            the classes, that class has no score, and predicting it elsewhere is an error of the true class.
 
     Attributes:
         counts: int64 (K, K), rows truth, columns prediction.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int, ignore_index: int | None = 255):
         if num_classes < 1:
             raise ValueError(f"num_classes must be positive, got {num_classes}")
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} classes")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts = np.zeros((num_classes, num_classes), dtype=np.int64)
@@ -85,7 +84,7 @@ class ConfusionMatrix:
         """Count one picture or batch.
 
         Args:
-            pred: Class indices 0..K-1, integers, array or tensor of any shape.
+            pred: Class indices, integers, array or tensor of any shape; 0..K-1 where the truth counts.
             target: The truth, same shape, 0..K-1 or ``ignore_index``.
 
         Raises:
@@ -94,11 +93,12 @@ class ConfusionMatrix:
         pred, target = _integers(pred, "pred"), _integers(target, "target")
         if pred.shape != target.shape:
             raise ValueError(f"pred has shape {pred.shape}, target {target.shape}")
-        counted = target != self.ignore_index
-        target = target[counted].astype(np.int64)
+        if self.ignore_index is not None:
+            counted = target != self.ignore_index
+            pred, target = pred[counted], target[counted]
         self._check(pred, "pred")
         self._check(target, "target")
-        index = target * self.num_classes + pred[counted].astype(np.int64)
+        index = target.ravel().astype(np.int64) * self.num_classes + pred.ravel().astype(np.int64)
         self.counts += np.bincount(index, minlength=self.num_classes**2).reshape(self.counts.shape)
 
     def _check(self, values: np.ndarray, name: str) -> None:
@@ -122,7 +122,10 @@ class ConfusionMatrix:
 
     def scores(self) -> Scores:
         """IoU and the rest, per class (K,) and over all, as fractions; absent classes nan."""
-        return scores_from_totals(np.diagonal(self.counts), self.counts.sum(0), self.counts.sum(1))
+        predicted = self.counts.sum(0)
+        if self.ignore_index is not None and 0 <= self.ignore_index < self.num_classes:
+            predicted[self.ignore_index] = 0  # neither true nor predicted: no score, outside the means
+        return scores_from_totals(np.diagonal(self.counts), predicted, self.counts.sum(1))
 
 
 def _integers(values, name: str) -> np.ndarray:

@@ -119,8 +119,33 @@ def test_negative_ignore_index():
     matrix = ConfusionMatrix(2, ignore_index=-1)
     matrix.update(torch.tensor([0, 1, 1]), torch.tensor([0, -1, 1]))
     np.testing.assert_array_equal(matrix.counts, [[1, 0], [0, 1]])
-    with pytest.raises(ValueError, match="ignore_index 1 is one of the 2 classes"):
-        ConfusionMatrix(2, ignore_index=1)
+
+
+def test_any_prediction_is_accepted_where_the_truth_is_ignored():
+    pred, target = random_labels()
+    expected, found = ConfusionMatrix(5), ConfusionMatrix(5)
+    expected.update(pred, target)
+    found.update(np.where(target == 255, 255, pred), target)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 0, 3, 4])
+def test_ignore_index_none_or_a_class_as_in_torchmetrics(ignore_index):
+    from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+    pred, target = random_labels()
+    target[target == 255] = 0
+    matrix = ConfusionMatrix(5, ignore_index=ignore_index)
+    matrix.update(pred, target)
+    tensors = torch.from_numpy(pred).long(), torch.from_numpy(target).long()
+    theirs = MulticlassConfusionMatrix(5, ignore_index=ignore_index)(*tensors)
+    np.testing.assert_array_equal(matrix.counts, theirs.numpy())
+    assert matrix.counts.sum() == target.size - (target == ignore_index).sum()
+    mean = MulticlassJaccardIndex(5, ignore_index=ignore_index)(*tensors)
+    assert matrix.scores().mean_iou == pytest.approx(float(mean), abs=1e-6)
+    assert np.isnan(matrix.scores().iou).tolist() == [k == ignore_index for k in range(5)]
+    with pytest.raises(ValueError, match=r"target holds values 5\.\.5"):
+        matrix.update(np.array([0]), np.array([5]))
 
 
 def _count_share(rank, store, folder):
