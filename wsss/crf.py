@@ -7,6 +7,7 @@ normalised symmetrically.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from wsss.errors import UserError
 
@@ -34,12 +35,12 @@ LABEL_PROBABILITY = 0.7  # belief in a given label; the rest is shared by the ot
 
 
 def crf_from_labels(
-    image: np.ndarray, labels: np.ndarray, *, num_labels: int, preset: str = "voc12_cam"
+    image: ArrayLike, labels: ArrayLike, *, num_labels: int, preset: str = "voc12_cam"
 ) -> np.ndarray:
     """Sharpen a label map, as the published pseudo-masks are made.
 
     Args:
-        image: uint8 (H, W, 3), RGB.
+        image: (H, W, 3), RGB, 0..255; an array, a tensor on the CPU, or a list, as the labels.
         labels: integers (H, W), 0..num_labels-1. Number the picture's own classes only: the cost is
             proportional to ``num_labels`` (0.5 s at 21 labels, 500x375, one core).
         num_labels: Labels that a pixel may take, whether or not one occurs in ``labels``.
@@ -53,7 +54,7 @@ def crf_from_labels(
         ValueError: Sizes differ, a label is out of range, or the preset is unknown.
     """
     labels = np.asarray(labels)
-    settings = _checked(image, labels.shape, preset)
+    image, settings = _checked(image, labels.shape, preset)
     if labels.min() < 0 or labels.max() >= num_labels or num_labels > 256:
         raise ValueError(f"labels {labels.min()}..{labels.max()} for num_labels {num_labels} (at most 256)")
     if labels.min() == labels.max():
@@ -65,14 +66,14 @@ def crf_from_labels(
     return _infer(image, unary, settings)
 
 
-def crf_from_probs(image: np.ndarray, probs: np.ndarray, *, preset: str = "voc12_segmentation") -> np.ndarray:
+def crf_from_probs(image: ArrayLike, probs: ArrayLike, *, preset: str = "voc12_segmentation") -> np.ndarray:
     """Sharpen class probabilities, as the published segmentation is tested.
 
     Only the classes that win at least one pixel take part; what is left of the probabilities is not
     renormalised, and is clipped to 1e-5..1 in the unary.
 
     Args:
-        image: uint8 (H, W, 3), RGB.
+        image: (H, W, 3), RGB, 0..255; an array, a tensor on the CPU, or a list, as the probabilities.
         probs: float (K, H, W), K <= 256; scores above 1 (sums of several heads) are allowed and clipped.
         preset: A name in ``PRESETS``.
 
@@ -84,7 +85,7 @@ def crf_from_probs(image: np.ndarray, probs: np.ndarray, *, preset: str = "voc12
         ValueError: Sizes differ, a value is not finite, or the preset is unknown.
     """
     probs = np.asarray(probs)
-    settings = _checked(image, probs.shape[1:], preset)
+    image, settings = _checked(image, probs.shape[1:], preset)
     if probs.ndim != 3 or len(probs) > 256 or not np.isfinite(probs).all():
         raise ValueError(f"probs must be finite and (K, H, W) with K <= 256, got {probs.shape}")
     labels = probs.argmax(axis=0)
@@ -95,12 +96,17 @@ def crf_from_probs(image: np.ndarray, probs: np.ndarray, *, preset: str = "voc12
     return classes[_infer(image, utils.unary_from_softmax(probs[classes]), settings)]
 
 
-def _checked(image: np.ndarray, size: tuple[int, ...], preset: str) -> CrfPreset:
+def _checked(image: ArrayLike, size: tuple[int, ...], preset: str) -> tuple[np.ndarray, CrfPreset]:
     if preset not in PRESETS:
         raise ValueError(f"unknown CRF preset {preset!r}; there are {', '.join(PRESETS)}")
+    image = np.asarray(image)
+    if image.dtype.kind in "iu" and image.size and 0 <= image.min() <= image.max() <= 255:
+        image = image.astype(np.uint8, copy=False)  # a list of numbers, say
     if image.dtype != np.uint8 or image.shape != (*size, 3) or not image.size:
-        raise ValueError(f"image must be uint8 (H, W, 3) of the labels' size {size}, got {image.shape}")
-    return PRESETS[preset]
+        raise ValueError(
+            f"image must be 0..255, (H, W, 3), of the labels' size {size}, got {image.dtype} {image.shape}"
+        )
+    return image, PRESETS[preset]
 
 
 def check_crf_installed() -> None:

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from wsss.crf import PRESETS, crf_from_labels, crf_from_probs
 from wsss.errors import UserError
@@ -107,6 +108,15 @@ def test_memory_layout_and_precision_do_not_matter():
     )
 
 
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.ndarray.tolist])
+def test_tensors_and_lists_count_as_arrays(kind):
+    image, labels, _ = picture()
+    expected = crf_from_labels(image, labels, num_labels=2)
+    np.testing.assert_array_equal(crf_from_labels(kind(image), kind(labels), num_labels=2), expected)
+    probs = np.stack([0.8 - 0.6 * labels, 0.2 + 0.6 * labels])
+    np.testing.assert_array_equal(crf_from_probs(kind(image), kind(probs)), crf_from_probs(image, probs))
+
+
 def test_one_label_is_what_the_crf_would_return():
     image, labels, _ = picture()
     for label in (0, 2):
@@ -141,6 +151,9 @@ def test_bad_input():
         crf_from_labels(image, labels, num_labels=1)
     with pytest.raises(ValueError, match="of the labels' size"):
         crf_from_labels(image[:-1], labels, num_labels=2)
+    for wrong in (image / 255, image.astype(int) - 256, image.astype(int) + 200):
+        with pytest.raises(ValueError, match=r"image must be 0\.\.255"):
+            crf_from_labels(wrong, labels, num_labels=2)
     with pytest.raises(ValueError, match="finite"):
         crf_from_probs(image, np.full((2, *labels.shape), np.nan))
 
