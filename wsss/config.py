@@ -161,10 +161,15 @@ def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
 
 
 def next_command(module: str, config: DataOptions, **options) -> str:
-    """The line that a command ends with: ``next: python -m MODULE ...``, on the same data, ready to paste."""
+    """The line that a command ends with: ``next: python -m MODULE ...``, on the same data, ready to paste.
+
+    An option that is True becomes its bare name; None and False are left out.
+    """
     words = ["python", "-m", module, "--dataset", config.dataset, "--data-path", config.data_path]
     for name, value in options.items():
-        if value is not None:
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", value]
     return "next: " + shlex.join(map(str, words))
 

@@ -119,4 +119,7 @@ def test_other_errors_keep_their_traceback():
 def test_next_command_can_be_pasted():
     config = parse(Config, ["--data-path", "my data", "--output-dir", "o"])
     found = next_command("weaktr.make_masks", config, cam_dir=Path("c"), mask_dir=None)
-    assert found == ("next: python -m weaktr.make_masks --dataset folder --data-path 'my data' --cam-dir c")
+    line = "next: python -m weaktr.make_masks --dataset folder --data-path 'my data' --cam-dir c"
+    assert found == line
+    found = next_command("weaktr.make_masks", config, cam_dir="c", exif=True, crf=False, overlays=0)
+    assert found == f"{line} --exif --overlays 0"
