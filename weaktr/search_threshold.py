@@ -2,7 +2,8 @@
 
 A pixel is background where no class of its picture exceeds the threshold, else the largest class. Writes
 threshold.json (the chosen threshold and the curve) and threshold.png. Without masks there is nothing to
-measure: the published threshold is written, and the file says so.
+measure: threshold.json then holds, and says so, the threshold that Otsu's rule finds in the CAMs (folder) or
+the published one (voc12, coco14).
 """
 
 import functools
@@ -20,7 +21,7 @@ from wsss.config import REQUIRED, DataOptions, next_command, option, result_opti
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import all_sum
 from wsss.errors import UserError
-from wsss.io import atomic_write, read_mask, write_json
+from wsss.io import atomic_write, read_json, read_mask, write_json
 from wsss.metrics import Scores, scores_from_totals
 from wsss.parallel import parallel_map
 from wsss.run import open_run, sha256
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_THRESHOLDS = {"voc12": 0.43, "coco14": 0.42, "folder": 0.43}
 NOT_MEASURED = "published value, masks not used"
+NO_CLASS = "published value, no picture has a class"
 OTSU = "Otsu's rule on the CAMs, masks not used"
 BINS = 100  # of the histogram for Otsu's rule: thresholds of two decimals
 SWEEP = tuple(i / 100 for i in range(40, 60))  # what the published search may visit
@@ -40,7 +42,9 @@ class Config(DataOptions):
     cam_dir: Path = option(REQUIRED, "folder of <id>.npz, as weaktr.generate_cam writes it")
     split: str | None = option(None, "list of pictures; default: the one on which CAMs are scored")
     mask_dir: Path | None = option(None, "folder of <id>.png masks; default: the data set's own")
-    thresholds: tuple[float, ...] = option((0.0, 0.99, 0.01), "first and last threshold, and the step")
+    thresholds: tuple[float, ...] = option(
+        (0.0, 0.99, 0.01), "first and last threshold, and the step", minimum=0, maximum=1
+    )
     select: str = option(
         "auto",
         "threshold to write: best mIoU on the masks; sweep: the published search from 0.40; published: "
@@ -48,7 +52,7 @@ class Config(DataOptions):
         "masks, else otsu for a folder and published for voc12 and coco14",
         choices=("auto", "best", "sweep", "published", "otsu"),
     )
-    workers: int = option(2, "processes; 0 computes in the command's own", changes_result=False)
+    workers: int = option(2, "processes; 0 computes in the command's own", minimum=0, changes_result=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class ThresholdCurve:
     @property
     def best_index(self) -> int:
         """Of equal values, the lowest threshold."""
-        return int(np.argmax(self.mean_iou))
+        best = np.flatnonzero(self.mean_iou == np.max(self.mean_iou))
+        return int(best[np.argmin(self.thresholds[best])])
 
     @property
     def best_threshold(self) -> float:
@@ -106,7 +111,7 @@ class ThresholdAccumulator:
 
     Args:
         num_fg_classes: C, foreground classes; K = C + 1.
-        thresholds: T increasing values.
+        thresholds: T values, in any order; the curve keeps it.
 
     Attributes:
         counts: int64 (C, K, T + 1): pixels by class of the largest CAM, true class, and number of thresholds
@@ -115,13 +120,13 @@ class ThresholdAccumulator:
 
     def __init__(self, num_fg_classes: int, thresholds: Sequence[float]):
         self.thresholds = np.asarray(thresholds, dtype=np.float64)
-        if self.thresholds.ndim != 1 or not len(self.thresholds) or not (np.diff(self.thresholds) > 0).all():
-            raise ValueError("thresholds must be an increasing list")
+        if self.thresholds.ndim != 1 or not self.thresholds.size or not np.isfinite(self.thresholds).all():
+            raise ValueError("thresholds must be a list of finite numbers")
         self.num_fg_classes = num_fg_classes
         self.num_classes = num_fg_classes + 1
         # A float16 has 65,536 values: look up how many thresholds lie below each
         every_float16 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
-        self._exceeded = np.searchsorted(self.thresholds, every_float16, side="left")
+        self._exceeded = np.searchsorted(np.sort(self.thresholds), every_float16, side="left")
         self.counts = np.zeros((num_fg_classes, self.num_classes, len(self.thresholds) + 1), dtype=np.int64)
 
     def update(self, cams: np.ndarray, class_ids: np.ndarray, mask: np.ndarray) -> None:
@@ -178,8 +183,9 @@ class ThresholdAccumulator:
         truth = self.counts.sum(axis=(0, 2))
         if not truth.any():
             raise ValueError("no pixel was counted")
-        # above[c, g, t]: pixels of truth g given to class c at threshold number t
+        # above[c, g, t]: pixels of truth g given to class c at the threshold number t in increasing order
         above = self.counts[:, :, :0:-1].cumsum(axis=2)[:, :, ::-1]
+        above = above[:, :, self.thresholds.argsort().argsort()]  # in the order given
         foreground = above.sum(axis=1)
         background = truth.sum() - foreground.sum(axis=0)
         own = np.arange(self.num_fg_classes)
@@ -192,8 +198,8 @@ class ThresholdAccumulator:
 
 
 def threshold_curve(
-    cam_dir: Path,
-    mask_dir: Path,
+    cam_dir: str | Path,
+    mask_dir: str | Path,
     image_ids: Iterable[str],
     *,
     num_classes: int,
@@ -206,7 +212,7 @@ def threshold_curve(
         mask_dir: ``<id>.png`` files: 0 background, c + 1, 255 not counted.
         image_ids: The pictures; every one needs both files.
         num_classes: Foreground classes.
-        thresholds: Increasing values.
+        thresholds: Any order; the curve keeps it.
 
     Raises:
         UserError: A file is missing or damaged, or a mask's size differs from its CAMs'.
@@ -241,7 +247,13 @@ def otsu_threshold(histogram: np.ndarray) -> float:
 
     Args:
         histogram: (bins,) weights of equal bins over 0..1.
+
+    Raises:
+        ValueError: All weights are 0.
     """
+    histogram = np.asarray(histogram)
+    if not histogram.any():
+        raise ValueError("the histogram is empty: no value to part")
     weights = histogram / histogram.sum()
     centres = (np.arange(len(weights)) + 0.5) / len(weights)
     below, moment = np.cumsum(weights), np.cumsum(weights * centres)
@@ -274,12 +286,20 @@ def cam_path_or_none(cam_dir: Path, dataset, image_id: str) -> Path | None:
     return None
 
 
-def cams_identity(cam_dir: Path) -> str | None:
+def cams_identity(cam_dir: str | Path) -> str | None:
     """Hash of the record of how the CAMs were made, None where the folder has none (CAMs from elsewhere)."""
+    cam_dir = Path(cam_dir)
     if not cam_dir.is_dir():
         raise UserError(f"{cam_dir}: no such folder of CAMs; give the one that weaktr.generate_cam wrote")
     config = cam_dir / "config.json"
     return sha256(config) if config.is_file() else None
+
+
+def _cams_turned(cam_dir: Path) -> bool:
+    """Whether the CAMs were made with ``--exif``, so that masks must be; False where there is no record."""
+    config = cam_dir / "config.json"
+    content = read_json(config) if config.is_file() else None
+    return isinstance(content, dict) and content.get("exif") is True
 
 
 def threshold_values(first: float, last: float, step: float) -> tuple[float, ...]:
@@ -309,7 +329,11 @@ def main(config: Config) -> None:
     )
     record = {"threshold": PUBLISHED_THRESHOLDS[config.dataset], "selected_by": NOT_MEASURED}
     if config.select == "otsu" or (config.select == "auto" and not pairs and config.dataset == "folder"):
-        record = {"threshold": _otsu_of(config, dataset, split), "selected_by": OTSU}
+        found = _otsu_of(config, dataset, split)
+        if found is None:
+            record["selected_by"] = NO_CLASS
+        else:
+            record = {"threshold": found, "selected_by": OTSU}
     if pairs is None:
         log.info("Not every picture of %s has a mask: nothing to measure.", split)
     else:
@@ -333,9 +357,14 @@ def main(config: Config) -> None:
     write_json(output_dir / "threshold.json", record)
     log.info("wrote     %s", output_dir / "threshold.json")
     log.info("threshold %.2f (%s)", record["threshold"], record["selected_by"])
-    where = {"split": split, "output_dir": output_dir.parent / "masks" / split_name(split)}
-    found = output_dir / "threshold.json"
-    log.info(next_command("weaktr.make_masks", config, cam_dir=config.cam_dir, threshold_file=found, **where))
+    following = {
+        "cam_dir": config.cam_dir,
+        "threshold_file": output_dir / "threshold.json",
+        "split": split,
+        "exif": _cams_turned(config.cam_dir),
+        "output_dir": output_dir.parent / "masks" / split_name(split),
+    }
+    log.info(next_command("weaktr.make_masks", config, **following))
 
 
 def _checked_thresholds(config: Config) -> tuple[float, ...]:
@@ -358,14 +387,14 @@ def _file_pairs(config: Config, dataset, split: str) -> list[tuple[Path | None, 
     ]
 
 
-def _otsu_of(config: Config, dataset, split: str) -> float:
+def _otsu_of(config: Config, dataset, split: str) -> float | None:
+    """Otsu's threshold of the CAMs of a split; None where no picture has a class, and so none has a map."""
     paths = [cam_path_or_none(config.cam_dir, dataset, i) for i in dataset.image_ids(split)]
     paths = [path for path in paths if path]
-    if not paths:
-        raise UserError(f"{config.cam_dir}: no CAM files of {split}; run python -m weaktr.generate_cam first")
     tasks = [paths[i : i + FILES_PER_TASK] for i in range(0, len(paths), FILES_PER_TASK)]
     results = parallel_map(_largest_values, tasks, workers=config.workers)
-    return otsu_threshold(sum(tqdm(results, total=len(tasks), desc="CAM values", unit="task")))
+    histogram = sum(tqdm(results, total=len(tasks), desc="CAM values", unit="task"), start=np.zeros(BINS))
+    return otsu_threshold(histogram) if histogram.any() else None
 
 
 def _measure(pairs, num_fg_classes: int, thresholds: tuple[float, ...], workers: int) -> ThresholdCurve:

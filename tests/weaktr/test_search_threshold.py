@@ -150,8 +150,31 @@ def test_accumulator_refuses_what_does_not_fit():
         accumulator.update(np.zeros((1, 2, 2)), [0], np.full((2, 2), 3))
     with pytest.raises(ValueError, match="no pixel"):
         accumulator.curve()
-    with pytest.raises(ValueError, match="increasing"):
-        ThresholdAccumulator(2, [0.5, 0.5])
+    for wrong in ([], [0.5, float("nan")], [[0.5]]):
+        with pytest.raises(ValueError, match="list of finite numbers"):
+            ThresholdAccumulator(2, wrong)
+
+
+def test_thresholds_in_any_order_give_the_same_scores(pictures, accumulator):
+    order = np.random.default_rng(1).permutation(len(THRESHOLDS))
+    order = np.append(order, order[:3])  # and some twice
+    mixed = ThresholdAccumulator(NUM_FG, [THRESHOLDS[i] for i in order])
+    for picture in pictures:
+        mixed.update(*picture)
+    found, expected = mixed.curve(), accumulator.curve()
+    np.testing.assert_array_equal(found.thresholds, np.array(THRESHOLDS)[order])
+    np.testing.assert_array_equal(found.scores.iou, expected.scores.iou[order])
+    np.testing.assert_array_equal(found.mean_iou, expected.mean_iou[order])
+    assert (found.best_threshold, found.best_mean_iou) == (expected.best_threshold, expected.best_mean_iou)
+    assert found.published_threshold == expected.published_threshold
+
+
+def test_of_equal_maxima_in_any_order_the_lowest_threshold_is_best():
+    mixed = ThresholdAccumulator(1, [0.3, 0.1, 0.2, 0.9])
+    mixed.update(np.array([[[0.5, 0.0]]]), [0], np.array([[1, 0]]))
+    curve = mixed.curve()
+    assert curve.mean_iou.tolist() == [1, 1, 1, 0.25]
+    assert curve.best_threshold == 0.1
 
 
 # ----------------------------------------------------------------------------------- files and command
@@ -215,7 +238,7 @@ def test_command_writes_the_whole_curve(folder):
     for i in (0, 1, 2, 3, 5):
         accumulator.update(*read_cams(folder / "cams" / f"p {i}.npz"), mask_of(folder, i))
     labelled = threshold_curve(
-        folder / "cams",
+        str(folder / "cams"),
         folder / "data" / "masks",
         [f"p {i}" for i in (0, 1, 2, 3, 5)],
         num_classes=3,
@@ -276,6 +299,37 @@ def test_otsu_parts_two_heaps():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0.2, 0.03, 7000), rng.normal(0.7, 0.03, 3000)]).clip(0, 1)
     assert 0.28 < otsu_threshold(np.histogram(values, 100, (0, 1))[0]) < 0.62
+
+
+def test_otsu_without_any_class_falls_back_to_the_published_value(folder):
+    with pytest.raises(ValueError, match="empty"):
+        otsu_threshold(np.zeros(100))
+    labels = folder / "data" / "labels.csv"
+    labels.write_text("image,labels\n" + "".join(f"p {i},\n" for i in range(6)))
+    for path in (folder / "cams").iterdir():
+        path.unlink()
+    fallback = {"threshold": 0.43, "selected_by": "published value, no picture has a class"}
+    main(config(folder, select="otsu"))
+    assert {k: read(folder)[k] for k in fallback} == fallback
+    (folder / "data" / "masks" / "p 2.png").unlink()
+    for i in range(6):  # files without a map
+        write_cams(folder / "cams" / f"p {i}.npz", np.zeros((0, 20 + i, 31 - i)), [])
+    main(config(folder, overwrite=True))
+    assert read(folder) == fallback
+
+
+@pytest.mark.parametrize(
+    ("content", "turned"),
+    [('{"exif": true}', True), ('{"exif": false}', False), ("{}", False), (None, False)],
+)
+def test_next_line_makes_masks_of_pictures_turned_as_the_cams(folder, caplog, content, turned):
+    if content:
+        (folder / "cams" / "config.json").write_text(content)
+    with caplog.at_level("INFO"):
+        main(config(folder))
+    (line,) = [m for m in caplog.messages if m.startswith("next: ")]
+    assert line.startswith("next: python -m weaktr.make_masks ")
+    assert (" --exif " in line) == turned
 
 
 def test_missing_files_are_named(folder):
