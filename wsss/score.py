@@ -38,7 +38,7 @@ class Config(DataOptions):
     pred_dir: Path = option(REQUIRED, "folder of predictions, <id>.png")
     split: str | None = option(None, "list of pictures; default: the data set's validation list")
     mask_dir: Path | None = option(None, "folder of <id>.png masks; default: the data set's own")
-    workers: int = option(2, "processes; 0 computes in the command's own", changes_result=False)
+    workers: int = option(2, "processes; 0 computes in the command's own", minimum=0, changes_result=False)
 
 
 def score_masks(
