@@ -35,7 +35,9 @@ CRF_PRESETS = {"voc12": "voc12_cam", "coco14": "coco14_cam", "folder": "voc12_ca
 class Config(DataOptions):
     cam_dir: Path = option(REQUIRED, "folder of <id>.npz, as weaktr.generate_cam writes it")
     split: str | None = option(None, "list of pictures; default: the training list")
-    threshold: float | None = option(None, "background threshold, 0..1; or give --threshold-file")
+    threshold: float | None = option(
+        None, "background threshold, 0..1; or give --threshold-file", minimum=0, maximum=1
+    )
     threshold_file: Path | None = option(None, "threshold.json of weaktr.search_threshold")
     crf: bool = option(True, "sharpen the labels with a dense CRF")
     crf_preset: str | None = option(
@@ -46,7 +48,7 @@ class Config(DataOptions):
     mask_dir: Path | None = option(None, "folder of <id>.png masks to score against; default: the data set's")
     exif: bool = option(False, "turn pictures as their EXIF tag says; as for weaktr.generate_cam")
     workers: int = option(
-        os.cpu_count() or 1, "processes; 0 computes in the command's own", changes_result=False
+        os.cpu_count() or 1, "processes; 0 computes in the command's own", minimum=0, changes_result=False
     )
 
 
@@ -187,7 +189,7 @@ def main(config: Config) -> None:
     log.info("threshold %.2f, CRF: %s", threshold, preset or "none")
     if not mask_paths:
         log.info("no score: not every picture of %s has a mask", split)
-        log.info("next: look at them, and train a segmentation network on them (stage 2)")
+        log.info("done: the masks are ready to train a segmentation network on (stage 2)")
         return
 
     confusion = score_masks(output_dir, mask_paths, num_classes=num_classes, workers=config.workers)

@@ -169,6 +169,8 @@ def test_without_masks(folder, caplog):
     assert len(masks_in(folder)) == 5
     assert not (folder / "out" / "score.json").exists()
     assert "no score" in caplog.text
+    assert "next:" not in caplog.text  # what follows "next:" can be pasted
+    assert caplog.messages[-1].startswith("done: ")
 
 
 def test_threshold_file(folder):
