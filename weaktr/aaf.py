@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss.errors import UserError
 from wsss.vit import BlockRecord
 
 
@@ -21,16 +22,27 @@ class AdaptiveAttentionFusion(nn.Module):
         feat_reduction: Bottleneck of ``attn_feat_ffn``: d // feat_reduction.
         pool: How features are pooled over tokens: ``"max"``, ``"avg"``; or ``"random"``: a fixed random
             vector takes the features' place (ablation).
+
+    Raises:
+        UserError: A reduction that is not positive, or leaves its bottleneck without a unit.
+        ValueError: An unknown ``pool``.
     """
 
     def __init__(
-        self, *, depth: int, num_heads: int, head_dim: int, reduction: int, feat_reduction: int, pool: str
+        self, *, depth: int, num_heads: int, head_dim: int, reduction: float, feat_reduction: int, pool: str
     ):
         super().__init__()
         if pool not in ("max", "avg", "random"):
             raise ValueError(f"pool {pool!r}: one of max, avg, random")
         self.depth, self.num_heads, self.pool = depth, num_heads, pool
         total = depth * num_heads
+        for name, value, largest in (
+            ("--reduction", reduction, total), ("--feat-reduction", feat_reduction, head_dim)
+        ):  # fmt: skip
+            if not 0 < value <= largest:
+                raise UserError(
+                    f"{name}: give above 0 and at most {largest} for this backbone, got {value}"
+                )
         hidden = int(total / reduction)
         self.attn_head_ffn = nn.Sequential(
             nn.Linear(total, hidden, bias=False),

@@ -1,5 +1,6 @@
 """WeakTr: a ViT classifier with a class token per class, and its class activation maps (arXiv 2304.01184)."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Cams(NamedTuple):
 class WeakTr(VisionTransformer):
     """See ``build_weaktr``. ``norm`` is in the checkpoint and not applied, as published."""
 
-    def __init__(self, *, num_classes: int, reduction: int, pool: str, feat_reduction: int, **sizes):
+    def __init__(self, *, num_classes: int, reduction: float, pool: str, feat_reduction: int, **sizes):
         super().__init__(num_prefix_tokens=num_classes, norm_eps=1e-6, **sizes)
         self.num_classes = num_classes
         self.head = nn.Conv2d(self.embed_dim, num_classes, 3, padding=1)
@@ -123,7 +124,7 @@ def build_weaktr(
     backbone: str = "deit_small_patch16_224",
     *,
     num_classes: int,
-    reduction: int = 8,
+    reduction: float = 8,
     pool: str = "max",
     feat_reduction: int = 8,
     image_size: int = 224,
@@ -201,10 +202,20 @@ def load_weaktr(path: Path, *, backbone: str | None = None, pool: str = "max") -
 
     Returns:
         The network in evaluation mode, and the checkpoint's other entries (``class_names``, ...).
+
+    Raises:
+        UserError: Not a checkpoint of this network, or its settings are not ``build_weaktr``'s.
     """
     content = load_checkpoint(path)
     state = unwrap_state(content, path)
     arguments = content.get("model_args") or _infer_arguments(state, path, backbone, pool)
+    try:
+        inspect.signature(build_weaktr).bind(**arguments)
+    except TypeError as error:  # "missing a required argument: 'num_classes'"
+        raise UserError(
+            f"{path}: its model_args do not fit this version ({error}); "
+            "read it with the version that wrote it, or train again"
+        ) from None
     model = build_weaktr(**arguments)
     load_strict(model, state, path)
     return model.eval(), {k: v for k, v in content.items() if k not in ("model", "optimizer")}
@@ -213,6 +224,7 @@ def load_weaktr(path: Path, *, backbone: str | None = None, pool: str = "max") -
 def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None, pool: str) -> dict:
     fusion = "adaptive_attention_fusion."
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", f"{fusion}attn_head_ffn.0.weight")
+    needed += (f"{fusion}attn_feat_ffn.0.weight",)
     missing = [k for k in needed if k not in state]
     if missing:
         raise UserError(f"{path}: not a WeakTr checkpoint ({missing[0]} missing); check the path")
@@ -226,13 +238,15 @@ def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None, pool:
             f"known ones that fit: {', '.join(fitting) or 'none'}"
         )
     hidden, total = state[f"{fusion}attn_head_ffn.0.weight"].shape
-    head_dim = state[f"{fusion}attn_feat_ffn.0.weight"].shape[1]
+    feat_hidden, head_dim = state[f"{fusion}attn_feat_ffn.0.weight"].shape
+    if not (hidden and feat_hidden):
+        raise UserError(f"{path}: its attention fusion has a layer without units; train again")
     side = int((state["pos_embed"].shape[1] - C) ** 0.5)
     return {
         "backbone": backbone or fitting[0],
         "num_classes": C,
-        "reduction": total / hidden,
+        "reduction": total / (hidden + 0.5),  # int(total / reduction) is hidden, whatever the rounding
         "pool": "random" if f"{fusion}random_input" in state else pool,
-        "feat_reduction": head_dim // state[f"{fusion}attn_feat_ffn.0.weight"].shape[0],
+        "feat_reduction": head_dim // feat_hidden,
         "image_size": side * patch,
     }

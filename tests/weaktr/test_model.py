@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.weaktr.oracle import plain_forward
-from weaktr.aaf import apply_patch_attention, mean_patch_attention
-from weaktr.model import build_weaktr, load_weaktr, start_from_pretrained, weaktr_loss
+from weaktr.aaf import AdaptiveAttentionFusion, apply_patch_attention, mean_patch_attention
+from weaktr.model import _infer_arguments, build_weaktr, load_weaktr, start_from_pretrained, weaktr_loss
 from wsss.checkpoint import save_checkpoint
 from wsss.errors import UserError
 
@@ -236,6 +236,63 @@ def test_a_checkpoint_rebuilds_its_network_alone(tmp_path, wrapped):
     images = pictures(1, 3, 96, 96)
     assert torch.equal(loaded.cams(images).fine_cams, model.cams(images).fine_cams)
     assert loaded.pixel_mean == model.pixel_mean
+
+
+def bare_state(total, hidden, feat_hidden=4):
+    """What of a released checkpoint tells its settings, for 12 blocks as wide as DeiT-Ti, -S or -B."""
+    width = total // 12 * 64
+    state = {f"blocks.{i}.norm1.weight": torch.empty(width) for i in range(12)}
+    state |= {"cls_token": torch.empty(1, 3, width), "pos_embed": torch.empty(1, 3 + 14 * 14, width)}
+    fusion = "adaptive_attention_fusion."
+    return state | {
+        "patch_embed.proj.weight": torch.empty(width, 3, 16, 16),
+        fusion + "attn_head_ffn.0.weight": torch.empty(hidden, total),
+        fusion + "attn_feat_ffn.0.weight": torch.empty(feat_hidden, 64),
+    }
+
+
+@pytest.mark.parametrize("total", [36, 72, 144])
+def test_every_bottleneck_is_inferred_exactly(total):
+    with torch.device("meta"):
+        for hidden in range(1, total + 1):
+            reduction = _infer_arguments(bare_state(total, hidden), "a.pth", None, "max")["reduction"]
+            sizes = {"depth": 12, "num_heads": total // 12, "head_dim": 64, "feat_reduction": 8}
+            fusion = AdaptiveAttentionFusion(**sizes, reduction=reduction, pool="max")
+            assert fusion.attn_head_ffn[0].weight.shape == (hidden, total)
+        for feat_reduction in range(1, 65):
+            state = bare_state(total, 9, 64 // feat_reduction)
+            found = _infer_arguments(state, "a.pth", None, "max")["feat_reduction"]
+            assert 64 // found == 64 // feat_reduction
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reduction": 0}, "--reduction: give above 0 and at most 15 .*, got 0"),
+        ({"reduction": -1}, "--reduction: .* got -1"),
+        ({"reduction": 16}, "--reduction: .* got 16"),
+        ({"feat_reduction": 33}, "--feat-reduction: give above 0 and at most 32 .*, got 33"),
+        ({"feat_reduction": 0}, "--feat-reduction: .* got 0"),
+    ],
+)
+def test_reductions_that_leave_no_unit_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        build_weaktr("vit_micro_patch8_96", num_classes=3, **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 3, "depth": 4}, "unexpected keyword argument 'depth'"),
+        ({"reduction": 8}, "missing a required argument: 'num_classes'"),
+        ([3], "mapping"),
+    ],
+)
+def test_foreign_settings_in_a_checkpoint_name_the_file(tmp_path, arguments, message):
+    content = {"model": {"cls_token": torch.zeros(1, 3, 96)}, "model_args": arguments}
+    save_checkpoint(tmp_path / "a.pth", content)
+    with pytest.raises(UserError, match=rf"a\.pth: its model_args .*{message}"):
+        load_weaktr(tmp_path / "a.pth")
 
 
 def test_published_names_and_shapes():
