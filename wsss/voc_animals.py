@@ -10,6 +10,7 @@ Running it again repeats the work and gives the same files.
 import errno
 import logging
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class Config:
 
 
 def main(config: Config) -> None:
+    if not LISTS_DIR.is_dir():
+        raise UserError(
+            f"{LISTS_DIR}: no such folder; its lists are in the source tree only: "
+            "run this command in a checkout, or install it with pip install -e"
+        )
     lists = {split: read_lines(LISTS_DIR / f"{split}.txt") for split in ("train", "val")}
     make_folder(load_dataset("voc12", config.voc_root), config.output_dir, lists, link=config.link)
     counts = ", ".join(f"{len(ids)} {split}" for split, ids in lists.items())
@@ -53,7 +59,8 @@ def main(config: Config) -> None:
                 f"{config.output_dir}: {len(differences)} differences from {config.verify}, listed above"
             )
         log.info(f"equal to {config.verify}, file by file")
-    log.info(f"next: bash scripts/stage1.sh folder {config.output_dir} runs/voc-animals")
+    words = ["bash", "scripts/stage1.sh", "folder", str(config.output_dir), "runs/voc-animals"]
+    log.info(f"next: {shlex.join(words)}")
 
 
 def make_folder(voc: Dataset, output_dir: Path, lists: dict[str, list[str]], *, link: bool = False) -> None:
