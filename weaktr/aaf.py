@@ -40,9 +40,7 @@ class AdaptiveAttentionFusion(nn.Module):
             ("--reduction", reduction, total), ("--feat-reduction", feat_reduction, head_dim)
         ):  # fmt: skip
             if not 0 < value <= largest:
-                raise UserError(
-                    f"{name}: give above 0 and at most {largest} for this backbone, got {value}"
-                )
+                raise UserError(f"{name}: give above 0 and at most {largest} for this backbone, got {value}")
         hidden = int(total / reduction)
         self.attn_head_ffn = nn.Sequential(
             nn.Linear(total, hidden, bias=False),
