@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from weaktr.generate_cam import multi_scale_cams, network_sizes
+from weaktr.cams import multi_scale_cams, network_sizes
 from weaktr.model import WeakTr, weaktr_loss
 from weaktr.search_threshold import ThresholdAccumulator, ThresholdCurve
 from wsss.distributed import all_sum, gather_objects, rank, shard, world_size

@@ -8,8 +8,6 @@ command continues a run that was stopped.
 """
 
 import logging
-import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,165 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from weaktr.cams import cam_grids, multi_scale_cams, predicted_labels
 from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
 from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
 from wsss.cam_files import CamFile, maps_from_grids, read_cams, write_cams, write_compact_cams
+from wsss.checkpoint import check_classes
 from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask, write_image
 from wsss.run import open_run, sha256
-from wsss.transforms import normalise, resize_bicubic
 from wsss.visualize import heat_overlay, side_by_side
+
+__all__ = ["Config", "main", "multi_scale_cams"]  # the last at its public address
 
 log = logging.getLogger(__name__)
 
 PUBLISHED_SCALES = {"voc12": (1.0, 1.2), "folder": (1.0, 1.2), "coco14": (1.0, 0.8, 1.2)}
-
-
-@torch.no_grad()
-def cam_grids(
-    model: WeakTr,
-    image: np.ndarray,
-    class_ids: Sequence[int],
-    *,
-    scales: Sequence[float] = (1.0, 1.2),
-    flip: bool = True,
-    attention: str = "fused",
-    refine: bool = True,
-    max_side: int | None = None,
-) -> list[Tensor]:
-    """The network's own small maps: one (n, h_s, w_s) float32 CPU tensor per scale, summed over the mirror.
-
-    ``maps_from_grids`` turns them into CAMs. Bilinear resizing is linear and commutes with mirroring, so that
-    summing first equals the published order (resize, mirror back, sum) up to rounding.
-
-    Args:
-        image: uint8 (H, W, 3).
-        class_ids: The n present classes, foreground indices.
-        attention: See ``WeakTr.cams``.
-        refine: False leaves patch attention out.
-        max_side: Shrink a larger picture to this longer side (pixels) first.
-
-    Raises:
-        UserError: A scaled picture is smaller than a patch, or too large for the free memory.
-    """
-    device = next(model.parameters()).device
-    image = np.asarray(image)
-    sizes = network_sizes(
-        model, image.shape[:2], scales, num_maps=len(class_ids), flip=flip, max_side=max_side
-    )
-    grids = []
-    for size in sizes:
-        pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
-        batch = torch.stack((pixels, pixels.flip(-1))) if flip else pixels[None]
-        found = model.cams(batch, attention, class_ids=list(class_ids))
-        maps = found.fine_cams if refine else found.cams
-        total = maps[0] + maps[1].flip(-1) if flip else maps[0]
-        grids.append(total.cpu())
-    return grids
-
-
-def multi_scale_cams(
-    model: WeakTr,
-    image: np.ndarray,
-    labels: np.ndarray,
-    *,
-    scales: Sequence[float] = (1.0, 1.2),
-    flip: bool = True,
-    **options,
-) -> np.ndarray:
-    """CAMs of the present classes: float32 (n, H, W) in [0, 1], each map min-max normalised.
-
-    Args:
-        image: uint8 (H, W, 3).
-        labels: (C,), non-zero where a class is present.
-        options: Further arguments of ``cam_grids``.
-    """
-    image = np.asarray(image)
-    labels = torch.as_tensor(labels).cpu().numpy()
-    if labels.shape != (model.num_classes,):
-        raise ValueError(f"labels have the shape {labels.shape}, the network has {model.num_classes} classes")
-    class_ids = np.flatnonzero(labels)
-    if len(class_ids) == 0:
-        return np.zeros((0, *image.shape[:2]), np.float32)
-    grids = cam_grids(model, image, class_ids.tolist(), scales=scales, flip=flip, **options)
-    return maps_from_grids(grids, image.shape[:2])
-
-
-@torch.no_grad()
-def predicted_labels(
-    model: WeakTr, image: np.ndarray, threshold: float, *, max_side: int | None = None
-) -> np.ndarray:
-    """(C,) float32: 1 where the class token's probability, mean over the mirror, exceeds ``threshold``."""
-    size = network_sizes(model, image.shape[:2], (1.0,), max_side=max_side)[0]
-    device = next(model.parameters()).device
-    pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std).to(device)
-    logits = model.encode(torch.stack((pixels, pixels.flip(-1))))[0]
-    return (logits.sigmoid().mean(0) > threshold).float().cpu().numpy()
-
-
-def network_sizes(
-    model: WeakTr,
-    size: tuple[int, int],
-    scales: Sequence[float],
-    *,
-    num_maps: int = 1,
-    flip: bool = True,
-    max_side: int | None = None,
-) -> list[tuple[int, int]]:
-    """(H, W) of a picture as the network sees it, at every scale.
-
-    Args:
-        size: (H, W) of the picture.
-        num_maps: Classes whose maps are made.
-        max_side: Shrink a larger picture to this longer side (pixels) first.
-
-    Raises:
-        UserError: A scaled picture is smaller than a patch, or too large for the free memory.
-    """
-    shrink = min(1.0, max_side / max(size)) if max_side else 1.0
-    # numpy rounds halves to even, as published
-    sizes = [tuple(int(np.round(side * shrink * scale)) for side in size) for scale in scales]
-    for height, width in sizes:
-        if min(height, width) < model.patch_size:
-            raise UserError(
-                f"{width}x{height} pixels (width x height, scaled) is less than one {model.patch_size}-pixel "
-                "patch; enlarge the picture, leave it out of the list, or use larger --scales"
-            )
-    height, width = max(sizes)
-    tokens = (1 + flip) * (height // model.patch_size) * (width // model.patch_size)
-    # per token and block: queries, keys, values and branch output; in one block: the MLP's two hidden layers
-    network = 4 * tokens * model.embed_dim * (4 * len(model.blocks) + 8)  # bytes
-    maps = 4 * 4 * num_maps * size[0] * size[1]
-    free = free_memory(next(model.parameters()).device)
-    if free is not None and network + maps > 0.8 * free:
-        share = max(0.0, (0.8 * free - maps) / network)
-        side = int(max(height, width) / max(scales) * math.sqrt(share))
-        remedy = f"shrink it with --max-side {side // 100 * 100 or side}" if side else "make memory free"
-        raise UserError(
-            f"{width}x{height} pixels (width x height, scaled) needs about {(network + maps) / 2**30:.2g} "
-            f"GiB, {free / 2**30:.2g} GiB are free; {remedy}"
-        )
-    return sizes
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may take on the device; None where the system does not tell."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    except OSError:
-        pass
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +42,7 @@ class Config(DataOptions):
     checkpoint: Path = option(REQUIRED, "network: a checkpoint of weaktr.train or a released one")
     split: str | None = option(None, "list of pictures (default: the data set's training list)")
     scales: tuple[float, ...] | None = option(
-        None, "scales of the picture (default: 1.0 1.2; coco14: 1.0 0.8 1.2, as published)"
+        None, "scales of the picture (default: 1.0 1.2; coco14: 1.0 0.8 1.2, as published)", above=0
     )
     flip: bool = option(True, "also use the mirrored picture")
     attention: str = option(
@@ -191,16 +50,23 @@ class Config(DataOptions):
     )
     refine: bool = option(True, "refine CAMs by patch attention")
     predicted_labels: float | None = option(
-        None, "for pictures without labels: take classes whose predicted probability exceeds this (0..1)"
+        None,
+        "for pictures without labels: take classes whose predicted probability exceeds this (0..1)",
+        minimum=0,
+        maximum=1,
     )
     compact: bool = option(
         False, "write the small per-scale grids, from which readers rebuild the same maps, exactly"
     )
     max_side: int | None = option(
-        None, "shrink pictures with a longer side than this, pixels (default: refuse what memory cannot hold)"
+        None,
+        "shrink pictures with a longer side than this, pixels (default: refuse what memory cannot hold)",
+        minimum=1,
     )
     exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
-    overlays: int = option(0, "also write overlay PNGs of the first N pictures", changes_result=False)
+    overlays: int = option(
+        0, "also write overlay PNGs of the first N pictures", changes_result=False, minimum=0
+    )
     backbone: str | None = option(None, "for a released checkpoint of another family than DeiT: its backbone")
     pool: str = option("max", "for a released checkpoint: its feature pooling", choices=("max", "avg"))
 
@@ -313,21 +179,6 @@ def _labels(config: Config, spec, model: WeakTr, image_id: str, image: np.ndarra
     if config.predicted_labels is None or (spec.has_labels(image_id) and spec.labels(image_id).any()):
         return spec.labels(image_id)
     return predicted_labels(model, image, config.predicted_labels, max_side=config.max_side)
-
-
-def check_classes(path: Path, num_classes: int, class_names, spec) -> None:
-    """Refuse a checkpoint of other classes than the data set's."""
-    if num_classes != spec.num_fg_classes:
-        raise UserError(
-            f"{path}: checkpoint of {num_classes} classes, {spec.root} has {spec.num_fg_classes}; "
-            "give the checkpoint that was trained on these classes"
-        )
-    if class_names is not None and list(class_names) != list(spec.class_names):
-        ours, theirs = next((a, b) for a, b in zip(spec.class_names, class_names, strict=True) if a != b)
-        raise UserError(
-            f"{path}: its class names differ from {spec.root}'s ({theirs!r} in place of {ours!r}); "
-            "give the checkpoint that was trained on these classes"
-        )
 
 
 def write_overlay(path: Path, image: np.ndarray, found: CamFile) -> None:

@@ -24,26 +24,20 @@ from tqdm import tqdm
 
 from weaktr.data import ImageLabelDataset, ShardBatchSampler
 from weaktr.engine import check_scorable, score_cams, train_one_epoch, validate
-from weaktr.generate_cam import check_classes, multi_scale_cams
 from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
+from weaktr.monitor import write_epoch, write_pictures, write_step
 from weaktr.search_threshold import SWEEP
 from wsss.backbones import get_backbone, pretrained_state
-from wsss.checkpoint import load_checkpoint, load_strict, save_checkpoint
+from wsss.checkpoint import check_classes, load_checkpoint, load_strict, save_checkpoint
 from wsss.config import DataOptions, as_plain, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.errors import UserError
-from wsss.io import read_image, write_text
+from wsss.io import write_text
 from wsss.loading import EpochBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
 from wsss.run import open_run
-from wsss.transforms import (
-    classification_train_transform,
-    classification_val_transform,
-    normalise,
-    resize_bicubic,
-)
-from wsss.visualize import heat_overlay, side_by_side
+from wsss.transforms import classification_train_transform, classification_val_transform
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +54,28 @@ class Config(DataOptions):
     train_split: str | None = option(None, "training list (default: the data set's)")
     val_split: str | None = option(None, "list for mAP (default: the data set's, if it exists)")
     cam_split: str | None = option(None, "list with masks for the CAMs' mIoU (default: the data set's)")
-    cam_stride: int = option(1, "score the CAMs of every N-th picture of that list")
-    cam_scales: tuple[float, ...] = option((1.0,), "scales for that score, each with its mirror")
+    cam_stride: int = option(1, "score the CAMs of every N-th picture of that list", minimum=1)
+    cam_scales: tuple[float, ...] = option((1.0,), "scales for that score, each with its mirror", above=0)
     select: str | None = option(
         None,
         "which epoch becomes best.pth: best CAM mIoU (a choice made on masks, as published), best sample "
         "mAP, or the last epoch (default: miou where the list has masks, else last)",
         choices=("miou", "map", "last"),
     )
-    eval_every: int = option(1, "evaluate after every N-th epoch, and after the last")
-    epochs: int = option(60, "passes over the training list")
-    batch_size: int = option(64, "pictures per step, over all processes")
-    image_size: int | None = option(None, "side of the training crop, pixels (default: the backbone's)")
-    lr: float | None = option(
-        None, "peak learning rate for a batch of 512, scaled linearly (default: 6e-4; coco14: 2e-4)"
+    eval_every: int = option(1, "evaluate after every N-th epoch, and after the last", minimum=1)
+    epochs: int = option(60, "passes over the training list", minimum=1)
+    batch_size: int = option(64, "pictures per step, over all processes", minimum=1)
+    image_size: int | None = option(
+        None, "side of the training crop, pixels (default: the backbone's)", minimum=1
     )
-    new_lr_scale: float = option(1.0, "learning rate of head and AAF, times the backbone's")
+    lr: float | None = option(
+        None, "peak learning rate for a batch of 512, scaled linearly (default: 6e-4; coco14: 2e-4)", above=0
+    )
+    new_lr_scale: float = option(1.0, "learning rate of head and AAF, times the backbone's", minimum=0)
     token_lr_scale: float = option(
-        1.0, "learning rate of the class tokens, times the backbone's: they start equal, and part slowly"
+        1.0,
+        "learning rate of the class tokens, times the backbone's: they start equal, and part slowly",
+        minimum=0,
     )
     schedule: str = option(
         "published",
@@ -85,13 +83,13 @@ class Config(DataOptions):
         "step: by step, linear warm-up, cosine to 0",
         choices=("published", "shifted", "step"),
     )
-    warmup_epochs: int = option(5, "epochs of linear warm-up")
-    weight_decay: float = option(0.03, "AdamW's, on every parameter")
-    drop_path: float = option(0.1, "stochastic depth of the last block")
-    reduction: int = option(8, "bottleneck of the head weights: heads * blocks / reduction")
-    feat_reduction: int = option(8, "bottleneck of the head features: head width / feat_reduction")
+    warmup_epochs: int = option(5, "epochs of linear warm-up", minimum=0)
+    weight_decay: float = option(0.03, "AdamW's, on every parameter", minimum=0)
+    drop_path: float = option(0.1, "stochastic depth of the last block", minimum=0, maximum=0.99)
+    reduction: int = option(8, "bottleneck of the head weights: heads * blocks / reduction", minimum=1)
+    feat_reduction: int = option(8, "bottleneck of the head features: head width / feat_reduction", minimum=1)
     pool: str = option("max", "pooling of block features for AAF", choices=("max", "avg", "random"))
-    seed: int = option(504, "of initialisation, order, augmentation and stochastic depth")
+    seed: int = option(504, "of initialisation, order, augmentation and stochastic depth", minimum=0)
     amp: str = option(
         "auto",
         "mixed precision; auto: bfloat16 on a GPU that has it, float16 on others, off on CPU",
@@ -99,11 +97,15 @@ class Config(DataOptions):
     )
     exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
     max_side: int | None = option(
-        None, "for CAMs that are scored or shown: shrink pictures with a longer side than this, pixels"
+        None,
+        "for CAMs that are scored or shown: shrink pictures with a longer side than this, pixels",
+        minimum=1,
     )
-    overlays: int = option(4, "pictures whose CAM overlays go to TensorBoard", changes_result=False)
+    overlays: int = option(
+        4, "pictures whose CAM overlays go to TensorBoard", changes_result=False, minimum=0
+    )
     workers: int = option(
-        min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False
+        min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False, minimum=0
     )
 
 
@@ -181,7 +183,7 @@ def train(config: Config, device: torch.device) -> None:
         if last or (epoch + 1) % config.eval_every == 0:
             record |= evaluate(config, plan, model, val_loader, spec, device)
         if rank() == 0:  # before the epoch is saved: killed in between, it is repeated and written again
-            write_epoch(writer, config, plan, model, spec, record, (epoch + 1) * steps_per_epoch - 1)
+            show(writer, config, plan, model, spec, record, (epoch + 1) * steps_per_epoch - 1)
         finish_epoch(config, plan, spec, model, optimizer, scaler, state, record, output_dir, last)
         if rank() == 0:
             progress.write(epoch_line(record))
@@ -403,58 +405,13 @@ def finish_epoch(
     barrier()
 
 
-def write_step(writer: SummaryWriter | None, step: int, values: dict[str, float]) -> None:
-    if writer is not None and step % 10 == 0:
-        for name, value in values.items():
-            writer.add_scalar("lr" if name == "lr" else f"step_loss/{name}", value, step)
-
-
-@torch.no_grad()
-def write_epoch(writer: SummaryWriter, config: Config, plan: Plan, model, spec, record, step: int) -> None:
-    """Scalars of the epoch; after an evaluation, the head weights and a few CAM overlays too."""
-    for name, value in record.items():
-        if name in ("loss", "class", "coarse", "fine"):
-            writer.add_scalar(f"epoch_loss/{name}", value, step)
-        elif name.startswith(("sample_map", "class_map", "cam_")):
-            writer.add_scalar(name, value, step)
-    if "eval_seconds" not in record:
-        writer.flush()
-        return
-    model.eval()
-    device = next(model.parameters()).device
-    weights = []
-    shown = [i for i in (plan.cam_ids or plan.train_ids) if spec.labels(i).any()][: config.overlays]
-    for image_id in shown:
-        labels = spec.labels(image_id)
-        image = read_image(spec.image_path(image_id), exif=config.exif)
-        try:
-            maps = multi_scale_cams(model, image, labels, scales=(1.0,), max_side=config.max_side)
-        except UserError:  # too thin or too large for a map: no reason to end a training
-            continue
-        writer.add_image(
-            f"cams/{image_id}",
-            side_by_side(image, *(heat_overlay(image, m) for m in maps)),
-            step,
-            dataformats="HWC",
-        )
-        square = resize_bicubic(image, (plan.image_size, plan.image_size))
-        pixels = normalise(square, model.pixel_mean, model.pixel_std).to(device)
-        weights.append(model.cams(pixels[None], class_ids=[0]).head_weights[0])
-    if weights:
-        writer.add_figure("head_weights", head_weight_figure(torch.stack(weights).mean(0)), step)
-    writer.flush()
-
-
-def head_weight_figure(weights: torch.Tensor):
-    """Heat map of the head weights (H, L), blocks across and heads down."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(weights.cpu().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set(xlabel="block", ylabel="head", title="mean weight of each attention head")
-    figure.colorbar(shown)
-    return figure
+def show(writer: SummaryWriter, config: Config, plan: Plan, model, spec, record: dict, step: int) -> None:
+    """The epoch in TensorBoard; pictures only where it was evaluated."""
+    write_epoch(writer, record, step)
+    if "eval_seconds" in record:
+        shown = [i for i in (plan.cam_ids or plan.train_ids) if spec.labels(i).any()][: config.overlays]
+        how = {"image_size": plan.image_size, "exif": config.exif, "max_side": config.max_side}
+        write_pictures(writer, model, spec, shown, step, **how)
 
 
 def epoch_line(record: dict) -> str:
@@ -483,7 +440,7 @@ def summarise(config: Config, plan: Plan, state: dict, output_dir: Path, seconds
     split = plan.train_split
     where = {"split": split, "output_dir": output_dir.parent / "cams" / split_name(split)}
     checkpoint = output_dir / "best.pth"
-    log.info(next_command("weaktr.generate_cam", config, checkpoint=checkpoint, **where))
+    log.info(next_command("weaktr.generate_cam", config, checkpoint=checkpoint, exif=config.exif, **where))
 
 
 if __name__ == "__main__":

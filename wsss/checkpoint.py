@@ -102,3 +102,18 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source) -> None:
             "check the backbone and the number of classes"
         )
     model.load_state_dict(state)
+
+
+def check_classes(path: Path, num_classes: int, class_names, spec) -> None:
+    """Refuse a checkpoint of other classes than the data set's."""
+    if num_classes != spec.num_fg_classes:
+        raise UserError(
+            f"{path}: checkpoint of {num_classes} classes, {spec.root} has {spec.num_fg_classes}; "
+            "give the checkpoint that was trained on these classes"
+        )
+    if class_names is not None and list(class_names) != list(spec.class_names):
+        ours, theirs = next((a, b) for a, b in zip(spec.class_names, class_names, strict=True) if a != b)
+        raise UserError(
+            f"{path}: its class names differ from {spec.root}'s ({theirs!r} in place of {ours!r}); "
+            "give the checkpoint that was trained on these classes"
+        )

@@ -157,7 +157,10 @@ def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
     """The options that decide what is computed: what two runs in one output folder must share."""
     skip = {"output_dir", "device", *leave_out}
     skip |= {f.name for f in dataclasses.fields(config) if not f.metadata.get("changes_result", True)}
-    return {k: v for k, v in as_plain(config).items() if k not in skip}
+    found = {k: v for k, v in as_plain(config).items() if k not in skip}
+    if "data_path" in found:  # the same folder, however it is written
+        found["data_path"] = str(Path(found["data_path"]).resolve())
+    return found
 
 
 def next_command(module: str, config: DataOptions, **options) -> str:

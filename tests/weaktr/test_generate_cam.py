@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.weaktr.test_model import assert_close, micro
-from weaktr import generate_cam
-from weaktr.generate_cam import cam_grids, multi_scale_cams, predicted_labels
+from weaktr import cams
+from weaktr.cams import cam_grids, predicted_labels
+from weaktr.generate_cam import multi_scale_cams
 from wsss.errors import UserError
 
 
@@ -74,7 +75,7 @@ def test_max_side_shrinks_what_the_network_sees_and_not_the_result(monkeypatch):
     image = picture(200, 300)
     seen = []
     monkeypatch.setattr(
-        generate_cam, "resize_bicubic", lambda i, size: seen.append(size) or np.zeros((*size, 3), np.uint8)
+        cams, "resize_bicubic", lambda i, size: seen.append(size) or np.zeros((*size, 3), np.uint8)
     )
     found = multi_scale_cams(model, image, np.array([1, 0, 0]), max_side=150)
     assert seen == [(100, 150), (120, 180)]
@@ -91,7 +92,7 @@ def test_smaller_than_a_patch_is_refused(size):
 
 def test_what_memory_cannot_hold_is_refused_with_a_side_that_fits(monkeypatch):
     model = micro()
-    monkeypatch.setattr(generate_cam, "free_memory", lambda device: 40 * 2**20)
+    monkeypatch.setattr(cams, "free_memory", lambda device: 40 * 2**20)
     with pytest.raises(UserError, match="--max-side") as caught:
         cam_grids(model, picture(900, 1200), [0])
     side = int(str(caught.value).rsplit(" ", 1)[1])

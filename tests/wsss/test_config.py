@@ -85,7 +85,7 @@ def test_result_options_leave_out_what_may_change_between_starts():
     one = result_options(parse(Config, NEEDED))
     two = result_options(parse(Config, ["--data-path", "d", "--output-dir", "p", "--workers", "9"]))
     assert one == two
-    assert one["scales"] == [1.0, 1.2] and one["data_path"] == "d"
+    assert one["scales"] == [1.0, 1.2] and one["data_path"] == str(Path("d").resolve())
     assert one != result_options(parse(Config, [*NEEDED, "--no-flip"]))
 
 
