@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+import weaktr.cams
 import weaktr.engine
-import weaktr.generate_cam
 from tests.commands import error_line, run_here
 from tests.conftest import TRAIN_OPTIONS
 from wsss.cam_files import read_cams
@@ -149,12 +149,18 @@ def test_pictures_of_any_kind_and_empty_label_rows(data, trained, tmp_path, caps
 
 
 def test_picture_that_memory_cannot_hold(miniature, trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(weaktr.generate_cam, "free_memory", lambda device: 3_000_000)
+    monkeypatch.setattr(weaktr.cams, "free_memory", lambda device: 3_000_000)
     options = ("--data-path", miniature, "--checkpoint", trained / "best.pth", "--output-dir", tmp_path)
     line = error_line(capsys, "weaktr.generate_cam", *options)
     assert "GiB" in line and "mini_000.jpg" in line
-    side = int(line.split("--max-side ")[1].split()[0])
-    run_here("weaktr.generate_cam", *options, "--max-side", side, "--overwrite")
+    for _ in range(4):  # a later picture may be larger, or hold more classes
+        side = int(line.split("--max-side ")[1].split()[0])
+        options = (*options, "--max-side", side, "--overwrite")
+        try:
+            run_here("weaktr.generate_cam", *options)
+            break
+        except SystemExit:
+            line = capsys.readouterr().err
     assert len(list(tmp_path.glob("*.npz"))) == 16
 
 
@@ -202,11 +208,11 @@ def test_bad_weights(kind, option, miniature, trained, tmp_path, capsys):
             "weaktr.train",
             "--data-path",
             miniature,
-            option,
-            path,
             "--output-dir",
             out,
             *TRAIN_OPTIONS,
+            option,
+            path,
         )
     assert "weights.pth" in line
     words = {"truncated": "truncated", "malicious": "refused", "missing": "no such", "foreign": "missing"}

@@ -117,9 +117,7 @@ def check_scorable(
     """Look at every picture and mask that ``score_cams`` will read, so that no epoch is lost to a bad one."""
     device = next(model.parameters()).device
     counted = torch.zeros(1, dtype=torch.int64)
-    for image_id in tqdm(
-        shard(image_ids), desc="checking masks", unit="img", disable=rank() != 0, leave=False
-    ):
+    for image_id in shard(image_ids):
         image, path = read_image(spec.image_path(image_id), exif=exif), spec.mask_path(image_id)
         mask = read_mask(path)
         if mask.shape != image.shape[:2]:

@@ -136,6 +136,7 @@ def train(config: Config, device: torch.device) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
     state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
     if state["epoch"] < config.epochs:
+        log.info("checking %d pictures with masks, for scoring CAMs", len(plan.cam_ids))
         how = {"scales": config.cam_scales, "exif": config.exif, "max_side": config.max_side}
         check_scorable(model, spec, plan.cam_ids, **how)
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model

@@ -66,11 +66,13 @@ def _claim(output_dir: Path, command: str, options: dict, owned, overwrite: bool
     output_dir.mkdir(parents=True, exist_ok=True)
     difference = None
     results = [p for pattern in owned for p in output_dir.glob(pattern)]
-    if results and config_path.is_file():
+    if config_path.is_file():
         try:
             found = json.loads(config_path.read_text(encoding="utf8"))
         except ValueError:
             found = {}
+        if not results and found.get("command") == command:
+            found = wanted  # nothing there yet: it may still change its mind
         keys = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         if keys:
             shown = ", ".join(f"{k} was {found.get(k)!r}, now {wanted.get(k)!r}" for k in keys[:3])

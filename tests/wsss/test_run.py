@@ -52,6 +52,8 @@ def test_a_folder_without_results_may_change_its_mind(tmp_path):
     opened(tmp_path)
     opened(tmp_path, OPTIONS | {"lr": 0.2})
     assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.2
+    with pytest.raises(UserError, match=r"command was 'weaktr\.x'"):
+        opened(tmp_path, command="weaktr.y")  # but stays the command's
 
 
 def test_overwrite_keeps_an_equal_run(tmp_path):
