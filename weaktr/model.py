@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaktr.aaf import AdaptiveAttentionFusion, apply_patch_attention, cross_attention, mean_patch_attention
-from wsss.backbones import BACKBONES, get_backbone
+from wsss.backbones import BACKBONES, STAGE1_FAMILIES, get_backbone
 from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
 from wsss.vit import VisionTransformer, resize_positions
@@ -144,6 +144,8 @@ def build_weaktr(
         drop_path: Stochastic depth of the last block; 0.1 in the published training.
     """
     sizes = get_backbone(backbone)
+    if sizes.family not in STAGE1_FAMILIES:
+        raise UserError(f"--backbone {backbone}: for stage 2 only; stage 1 takes a DeiT or a plain ViT")
     model = WeakTr(
         num_classes=num_classes,
         reduction=reduction,
@@ -231,7 +233,11 @@ def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None, pool:
     _, C, D = state["cls_token"].shape
     depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
     patch = state["patch_embed.proj.weight"].shape[-1]
-    fitting = [n for n, b in BACKBONES.items() if (b.embed_dim, b.depth, b.patch_size) == (D, depth, patch)]
+    fitting = [
+        name
+        for name, b in BACKBONES.items()
+        if b.family in STAGE1_FAMILIES and (b.embed_dim, b.depth, b.patch_size) == (D, depth, patch)
+    ]
     if not fitting or backbone not in (None, *fitting):
         raise UserError(
             f"{path}: width {D}, depth {depth}, patch {patch} is not {backbone or 'a known backbone'}; "

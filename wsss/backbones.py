@@ -15,36 +15,94 @@ from wsss.errors import UserError
 
 log = logging.getLogger(__name__)
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation of red, green and blue.
+
+    ``mean`` and ``std`` are of pixels in 0..1. Stage 2's are the published ones, of levels 0..255, rounded:
+    ``level_mean`` and ``level_std``.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    level_mean: tuple[float, float, float]
+    level_std: tuple[float, float, float]
+
+
+IMAGENET = PixelStatistics(
+    (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (123.68, 116.28, 103.53), (58.4, 57.12, 57.38)
+)
+HALF = PixelStatistics((0.5,) * 3, (0.5,) * 3, (127.5,) * 3, (127.5,) * 3)
+CLIP = PixelStatistics(
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+    (122.77, 116.75, 104.09),
+    (68.5, 66.63, 70.32),
+)
 
 
 @dataclass(frozen=True)
 class Backbone:
+    family: str  # "deit", "vit" (AugReg), "dinov2" or "eva02"
     embed_dim: int
     depth: int
     num_heads: int
-    patch_size: int
+    patch_size: int  # at which it runs; kernels of 14 pixels are resized
     image_size: int  # of its ImageNet training, pixels
-    pixel_mean: tuple[float, float, float]  # of pixels in 0..1
-    pixel_std: tuple[float, float, float]
+    statistics: PixelStatistics
     hub_name: str | None  # timm's name of the published starting weights
 
+    @property
+    def pixel_mean(self) -> tuple[float, float, float]:
+        return self.statistics.mean
 
-def _vit(width: int, depth: int, heads: int, patch: int, size: int, statistics, hub_name) -> Backbone:
-    return Backbone(width, depth, heads, patch, size, *statistics, hub_name)
+    @property
+    def pixel_std(self) -> tuple[float, float, float]:
+        return self.statistics.std
+
+
+TINY, SMALL, BASE, LARGE = (192, 12, 3), (384, 12, 6), (768, 12, 12), (1024, 24, 16)
+
+
+def _deit(sizes: tuple[int, int, int], hub_name: str) -> Backbone:
+    return Backbone("deit", *sizes, 16, 224, IMAGENET, hub_name)
+
+
+def _vit(sizes: tuple[int, int, int], image_size: int, hub_name: str | None, patch_size: int = 16) -> Backbone:
+    return Backbone("vit", *sizes, patch_size, image_size, HALF, hub_name)
+
+
+def _dinov2(sizes: tuple[int, int, int], hub_name: str) -> Backbone:
+    return Backbone("dinov2", *sizes, 16, 224, IMAGENET, hub_name)
+
+
+def _eva02(sizes: tuple[int, int, int], hub_name: str) -> Backbone:
+    return Backbone("eva02", *sizes, 16, 224, CLIP, hub_name)
 
 
 BACKBONES = {
-    "deit_tiny_patch16_224": _vit(192, 12, 3, 16, 224, IMAGENET, "deit_tiny_patch16_224.fb_in1k"),
-    "deit_small_patch16_224": _vit(384, 12, 6, 16, 224, IMAGENET, "deit_small_patch16_224.fb_in1k"),
-    "deit_base_patch16_224": _vit(768, 12, 12, 16, 224, IMAGENET, "deit_base_patch16_224.fb_in1k"),
-    "vit_tiny_patch16_224": _vit(192, 12, 3, 16, 224, HALF, "vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
-    "vit_small_patch16_224": _vit(384, 12, 6, 16, 224, HALF, "vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    "vit_base_patch16_224": _vit(768, 12, 12, 16, 224, HALF, "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    "deit_tiny_patch16_224": _deit(TINY, "deit_tiny_patch16_224.fb_in1k"),
+    "deit_small_patch16_224": _deit(SMALL, "deit_small_patch16_224.fb_in1k"),
+    "deit_base_patch16_224": _deit(BASE, "deit_base_patch16_224.fb_in1k"),
+    "vit_tiny_patch16_224": _vit(TINY, 224, "vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_tiny_patch16_384": _vit(TINY, 384, "vit_tiny_patch16_384.augreg_in21k_ft_in1k"),
+    "vit_small_patch16_224": _vit(SMALL, 224, "vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_small_patch16_384": _vit(SMALL, 384, "vit_small_patch16_384.augreg_in21k_ft_in1k"),
+    "vit_base_patch16_224": _vit(BASE, 224, "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_base_patch16_384": _vit(BASE, 384, "vit_base_patch16_384.augreg_in21k_ft_in1k"),
+    "vit_large_patch16_224": _vit(LARGE, 224, "vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_large_patch16_384": _vit(LARGE, 384, "vit_large_patch16_384.augreg_in21k_ft_in1k"),
+    "dinov2_small_patch16_224": _dinov2(SMALL, "vit_small_patch14_dinov2.lvd142m"),
+    "dinov2_base_patch16_224": _dinov2(BASE, "vit_base_patch14_dinov2.lvd142m"),
+    "dinov2_large_patch16_224": _dinov2(LARGE, "vit_large_patch14_dinov2.lvd142m"),
+    "eva02_tiny_patch16_224": _eva02(TINY, "eva02_tiny_patch14_224.mim_in22k"),
+    "eva02_small_patch16_224": _eva02(SMALL, "eva02_small_patch14_224.mim_in22k"),
     # 0.6 M parameters, for tests and small pictures: no published weights
-    "vit_micro_patch8_96": _vit(96, 5, 3, 8, 96, HALF, None),
+    "vit_micro_patch8_96": _vit((96, 5, 3), 96, None, patch_size=8),
 }
+STAGE1_FAMILIES = ("deit", "vit")  # what WeakTr's class tokens and attention fusion are defined for
 
 
 def get_backbone(name: str) -> Backbone:

@@ -33,48 +33,175 @@ class PatchEmbed(nn.Module):
         return maps.flatten(2).transpose(1, 2), tuple(maps.shape[-2:])
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention, scale d^-0.5, biased qkv."""
+class RotaryTables(nn.Module):
+    """EVA-02's rotary positions: one angle per patch and pair of features, rows' half then columns' half.
 
-    def __init__(self, dim: int, num_heads: int):
+    The buffers are the published tables of the grid that the network was built for; another grid's are
+    computed when it is met. Positions run over 0..16 whatever the grid, as in pre-training on 16x16 patches.
+
+    Args:
+        head_dim: Features per head, a multiple of 4.
+        grid: (h, w) of the buffers.
+    """
+
+    PRETRAINING_SIDE = 16
+
+    def __init__(self, head_dim: int, grid: tuple[int, int]):
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.head_dim, self.grid = head_dim, grid
+        self._other_grids: dict[tuple, tuple[Tensor, Tensor]] = {}
+        cos, sin = self._compute(grid)
+        self.register_buffer("freqs_cos", cos)
+        self.register_buffer("freqs_sin", sin)
+
+    def forward(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (h*w, head_dim) for a grid of (h, w) patches."""
+        if grid == self.grid:
+            return self.freqs_cos, self.freqs_sin
+        key = (grid, self.freqs_cos.device)
+        if key not in self._other_grids:
+            if len(self._other_grids) > 16:  # pictures of every size pass in inference
+                self._other_grids.clear()
+            tables = self._compute(grid)
+            self._other_grids[key] = tuple(table.to(self.freqs_cos.device) for table in tables)
+        return self._other_grids[key]
+
+    def _compute(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        half = self.head_dim // 2
+        frequencies = 1.0 / 10000 ** (torch.arange(0, half, 2)[: half // 2].float() / half)
+        per_axis = []
+        for side in grid:
+            positions = torch.arange(side) / side * self.PRETRAINING_SIDE
+            per_axis.append(torch.outer(positions, frequencies).repeat_interleave(2, 1))  # (side, half)
+        h, w = grid
+        rows, columns = per_axis[0][:, None].expand(h, w, half), per_axis[1][None].expand(h, w, half)
+        angles = torch.cat((rows, columns), 2).reshape(h * w, self.head_dim)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs of neighbouring features of the last tokens of x (B, H, N, d); earlier ones, the class
+    token, stay. ``tables`` are cosines and sines (P, d) of the P last tokens."""
+    cos, sin = tables
+    prefix, patches = x.split((x.shape[2] - len(cos), len(cos)), 2)
+    pairs = patches.unflatten(3, (-1, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(3)
+    return torch.cat((prefix, (patches * cos + turned * sin).to(x.dtype)), 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, scale d^-0.5.
+
+    Args:
+        dropout: On attention weights and after the output projection.
+        key_bias: False is EVA-02's form: ``q_bias`` and ``v_bias`` in place of ``qkv.bias``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, dropout: float = 0.0, key_bias: bool = True):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(dim, 3 * dim, bias=key_bias)
+        self.q_bias = self.v_bias = None
+        if not key_bias:
+            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) to the branch output (B, N, D), and the queries and keys (B, H, N, d)."""
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) to the branch output (B, N, D), and the queries and keys (B, H, N, d).
+
+        Args:
+            rotary: Cosines and sines (P, d) for the last P tokens.
+        """
         B, N, D = x.shape
-        query, key, value = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(B, N, D)), query, key
+        bias = self.qkv.bias
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias)
+        query, key, value = qkv.view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        branch = self.proj(mixed.transpose(1, 2).reshape(B, N, D))
+        return F.dropout(branch, dropout), query, key
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int):
+    """Two layers with GELU; dropout after each."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0):
         super().__init__()
+        self.dropout = dropout
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return F.dropout(self.fc2(hidden), self.dropout, self.training)
+
+
+class SwiGlu(nn.Module):
+    """EVA-02's MLP: SiLU of one half of ``w12`` gates the other; hidden width int(8/3 D)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        hidden_dim = int(4 * 2 / 3 * dim)
+        self.w12 = nn.Linear(dim, 2 * hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """DINOv2's factor per feature on a branch; starts at 1e-5."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with stochastic depth on both branches."""
+    """Pre-norm transformer block with stochastic depth on both branches.
 
-    def __init__(self, dim: int, num_heads: int, *, norm_eps: float, drop_path: float):
+    Args:
+        norm_eps: LayerNorm's epsilon.
+        drop_path: Probability of leaving a branch out, per sample.
+        dropout: See ``Attention`` and ``Mlp``.
+        layer_scale: DINOv2's; the state gains ``ls1.gamma`` and ``ls2.gamma``.
+        eva: EVA-02's attention bias and SwiGLU.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        norm_eps: float,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        layer_scale: bool = False,
+        eva: bool = False,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, dropout=dropout, key_bias=not eva)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = SwiGlu(dim) if eva else Mlp(dim, 4 * dim, dropout=dropout)
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, BlockRecord]:
-        branch, query, key = self.attn(self.norm1(x))
-        x = x + self.drop_path(branch)
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, BlockRecord]:
+        branch, query, key = self.attn(self.norm1(x), rotary)
+        x = x + self.drop_path(self.ls1(branch))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x, BlockRecord(query, key, branch)
 
 
@@ -87,6 +214,8 @@ class VisionTransformer(nn.Module):
         num_prefix_tokens: Class tokens before the patches: 1 in stage 2, one per class in stage 1.
         norm_eps: LayerNorm's epsilon, 1e-6 in stage 1 and 1e-5 in stage 2, as published.
         drop_path: Stochastic depth of the last block; the first has 0, linear between.
+        layer_scale, eva: What DINOv2 and EVA-02 have in their blocks (``Block``); EVA-02 also has rotary
+            positions, whose tables are in the state at the encoder and at every block, as published.
     """
 
     def __init__(
@@ -100,6 +229,8 @@ class VisionTransformer(nn.Module):
         num_prefix_tokens: int = 1,
         norm_eps: float = 1e-6,
         drop_path: float = 0.0,
+        layer_scale: bool = False,
+        eva: bool = False,
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.patch_size = embed_dim, num_heads, patch_size
@@ -110,10 +241,18 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + self.grid_side**2, embed_dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, norm_eps=norm_eps, drop_path=rate) for rate in rates
+            Block(
+                embed_dim, num_heads, norm_eps=norm_eps, drop_path=rate, layer_scale=layer_scale, eva=eva
+            )
+            for rate in rates
         )
+        self.rope = None
+        if eva:
+            self.rope = RotaryTables(embed_dim // num_heads, (self.grid_side, self.grid_side))
+            for block in self.blocks:
+                block.attn.rope = self.rope  # one module under many names
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.apply(_init_linear)
+        self.apply(init_linear)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -135,11 +274,21 @@ class VisionTransformer(nn.Module):
             records.append(record)
         return tokens, records
 
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), normalised, to tokens after the final norm, (B, prefix + h*w, D)."""
+        tokens, grid = self.embed(images)
+        rotary = None if self.rope is None else self.rope(grid)
+        for block in self.blocks:
+            tokens, _ = block(tokens, rotary)
+        return self.norm(tokens)
 
-def _init_linear(module: nn.Module) -> None:
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal weights of deviation 0.02, zero bias."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def resize_positions(

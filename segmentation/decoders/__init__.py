@@ -1,0 +1,1 @@
+"""Decoders: patch tokens to class scores per patch."""

@@ -1,0 +1,63 @@
+"""Cross-entropy per pixel, and gradient clipping on it (arXiv 2304.01184, section 3.3)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = 255
+
+
+def pixel_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of every pixel, float32 (B, H, W); 0 where the mask is 255.
+
+    Args:
+        logits: (B, K, H, W).
+        masks: (B, H, W), 0..K-1 or 255.
+    """
+    return F.cross_entropy(logits.float(), masks, ignore_index=IGNORED, reduction="none")
+
+
+def gradient_clipping_loss(
+    pixel_loss: Tensor,
+    *,
+    start: float = 1.2,
+    patch: int = 120,
+    batch_size: int | None = None,
+    all_sum: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Take the gradient from pixels whose loss is high for their surroundings: likely wrong labels.
+
+    With g the mean of the whole map: while g is above ``start``, the map is returned as it is. After that, a
+    tile's threshold is the mean of its pixels over the batch, or g if that is larger; pixels above their tile's
+    threshold get the threshold as a constant. Ignored pixels are 0 and count in every mean, as published.
+
+    Args:
+        pixel_loss: (B, H, W), with gradient.
+        start: Mean loss above which nothing is clipped.
+        patch: Side of the square tiles, pixels; those at the right and bottom edge may be smaller (the
+            published code needs sides that are multiples).
+        batch_size: Pictures that the sums of ``all_sum`` are over; by default B.
+        all_sum: Sums a tensor over processes, so that the statistics are of the global batch.
+
+    Returns:
+        (B, H, W); the mean is to be minimised.
+    """
+    B, height, width = pixel_loss.shape
+    grid = -(-height // patch), -(-width // patch)
+    rows, columns = (torch.arange(n, device=pixel_loss.device) // patch for n in (height, width))
+    tile = rows[:, None] * grid[1] + columns  # (H, W): index of every pixel's tile
+    pixels = torch.bincount(tile.flatten(), minlength=grid[0] * grid[1])
+
+    detached = pixel_loss.detach().double()
+    sums = torch.zeros(len(pixels), dtype=torch.float64, device=pixel_loss.device)
+    sums.index_add_(0, tile.flatten(), detached.sum(0).flatten())
+    if all_sum is not None:
+        sums = all_sum(sums)
+    pictures = batch_size or B
+    mean = sums.sum() / (pictures * height * width)
+    threshold = torch.maximum(sums / (pictures * pixels), mean)[tile].to(pixel_loss.dtype)
+    # a choice by value in place of one by branch: no wait for the device
+    threshold = torch.where(mean > start, torch.inf, threshold)
+    return torch.where(pixel_loss > threshold, threshold, pixel_loss)
