@@ -1,7 +1,8 @@
-"""Picture transforms of classification training, validation and CAM generation."""
+"""Picture transforms that both stages use."""
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -48,3 +49,31 @@ def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def resized_size(
+    size: tuple[int, int], short_side: float, ratio: float = 1.0, *, max_ratio: float = 8
+) -> tuple[int, int]:
+    """(H', W') of a picture of ``size`` (H, W) brought to ``short_side * ratio``, as published for stage 2.
+
+    The long side is at most ``max_ratio * short_side * ratio``: a longer picture gets a shorter short side.
+    Both sides are rounded half up from the original ones, and are at least 1 pixel.
+    """
+    target = short_side * ratio
+    factor = min(target / min(size), max_ratio * target / max(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
+def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """OpenCV's bilinear resize (no antialiasing) of uint8 (H, W, 3) to ``size`` (H', W')."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """OpenCV's nearest resize of uint8 (H, W) to ``size`` (H', W'): row i is row int(i * H / H')."""
+    if mask.shape == tuple(size):
+        return mask
+    return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
