@@ -1,9 +1,7 @@
 """CAMs of one picture: multi-scale, mirrored, present classes only; which sizes are possible."""
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from weaktr.model import WeakTr
 from wsss.cam_files import maps_from_grids
 from wsss.errors import UserError
+from wsss.memory import free_memory
 from wsss.transforms import normalise, resize_bicubic
 
 
@@ -140,17 +139,3 @@ def network_sizes(
             f"GiB, {free / 2**30:.2g} GiB are free; {remedy}"
         )
     return sizes
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may take on the device; None where the system does not tell."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    except OSError:
-        pass
-    return None
