@@ -1,5 +1,7 @@
 """Pictures with masks for stage 2: training samples, and the check of all masks before training."""
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,11 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from segmentation.augment import IGNORED, augment
+from wsss.distributed import gather_objects, rank, shard
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask
+from wsss.parallel import parallel_map
 from wsss.transforms import normalise
+
+log = logging.getLogger(__name__)
 
 
 class SegmentationDataset(Dataset):
@@ -98,3 +105,64 @@ def read_fitting_mask(
             f"{num_classes - 1} and only 255 may mark a pixel without label; give masks of this data set"
         )
     return mask
+
+
+def check_masks(
+    spec,
+    image_ids: Sequence[str],
+    mask_paths: Mapping[str, Path],
+    *,
+    num_classes: int,
+    exif: bool = False,
+    workers: int = 0,
+) -> None:
+    """Read every picture and mask once, so that a run fails at its start and not in the middle.
+
+    Pictures are decoded whole, so that truncated ones are found too: 2.5 ms for one of 500x375 with its mask.
+    Each process of a run takes its share of the list, with ``workers`` processes of its own; all of them
+    raise the same error. Masks without any label and masks of background alone are counted in a warning.
+
+    Raises:
+        UserError: A picture has no mask; a picture or mask is missing, damaged or unsuitable; a mask does not
+            fit (``read_fitting_mask``); or no mask of the list holds a labelled pixel.
+    """
+    for image_id in image_ids:
+        if image_id not in mask_paths:
+            raise UserError(
+                f"{spec.mask_path(image_id)}: no such mask; put one there for every picture that is trained "
+                "on, or give --mask-dir a folder of them"
+            )
+    ids = shard(list(image_ids))
+    pairs = [(spec.image_path(i), mask_paths[i]) for i in ids]
+    results = parallel_map(
+        functools.partial(_check_pair, num_classes=num_classes, exif=exif), pairs, workers=workers
+    )
+    unlabelled = background_only = 0
+    failure = None
+    try:
+        bar = tqdm(results, total=len(pairs), desc="checking masks", unit="mask", disable=rank() != 0)
+        for labelled, foreground in bar:
+            unlabelled += not labelled
+            background_only += labelled and not foreground
+    except UserError as error:
+        failure = error
+    shares = gather_objects((failure, unlabelled, background_only))
+    if failures := [error for error, _, _ in shares if error]:
+        raise failures[0]
+    total, unlabelled, background_only = len(image_ids), *(sum(s[k] for s in shares) for k in (1, 2))
+    folder = mask_paths[image_ids[0]].parent
+    if unlabelled == total:
+        raise UserError(f"{folder}: every pixel of all {total} masks is 255; give masks with labels")
+    if rank() == 0 and unlabelled:
+        log.warning("warning: %d of %d masks in %s are 255 everywhere", unlabelled, total, folder)
+    if rank() == 0 and background_only:
+        log.warning("warning: %d of %d masks in %s hold background only", background_only, total, folder)
+
+
+def _check_pair(paths: tuple[Path, Path], *, num_classes: int, exif: bool) -> tuple[bool, bool]:
+    """Whether a mask has labelled pixels, and whether any of these is foreground."""
+    image_path, mask_path = paths
+    size = read_image(image_path, exif=exif).shape[:2]
+    mask = read_fitting_mask(mask_path, image_path, size, num_classes=num_classes)
+    labelled = mask[mask != IGNORED]
+    return labelled.size > 0, bool(labelled.any())
