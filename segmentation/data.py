@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -75,12 +74,14 @@ class SegmentationDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         image, mask = augment(image, mask, short_side=self.short_side, crop_size=self.crop_size, rng=rng)
         height, width = mask.shape
-        padding = (0, self.crop_size - width, 0, self.crop_size - height)
-        return {
-            "image": F.pad(normalise(image, self.mean, self.std), padding),
-            "mask": F.pad(torch.from_numpy(mask.astype(np.int64)), padding, value=IGNORED),
+        sample = {
+            "image": torch.zeros(3, self.crop_size, self.crop_size),
+            "mask": torch.full((self.crop_size, self.crop_size), IGNORED),
             "image_id": image_id,
         }
+        sample["image"][:, :height, :width] = normalise(image, self.mean, self.std)
+        sample["mask"][:height, :width] = torch.from_numpy(mask)
+        return sample
 
 
 def read_fitting_mask(
