@@ -45,19 +45,18 @@ def gradient_clipping_loss(
         (B, H, W); the mean is to be minimised.
     """
     B, height, width = pixel_loss.shape
-    grid = -(-height // patch), -(-width // patch)
-    rows, columns = (torch.arange(n, device=pixel_loss.device) // patch for n in (height, width))
-    tile = rows[:, None] * grid[1] + columns  # (H, W): index of every pixel's tile
-    pixels = torch.bincount(tile.flatten(), minlength=grid[0] * grid[1])
-
-    detached = pixel_loss.detach().double()
-    sums = torch.zeros(len(pixels), dtype=torch.float64, device=pixel_loss.device)
-    sums.index_add_(0, tile.flatten(), detached.sum(0).flatten())
+    below, right = -height % patch, -width % patch
+    total = F.pad(pixel_loss.detach().double().sum(0), (0, right, 0, below))
+    sums = total.unflatten(0, (-1, patch)).unflatten(2, (-1, patch)).sum((1, 3))  # one per tile
     if all_sum is not None:
         sums = all_sum(sums)
     pictures = batch_size or B
+    sides = [torch.tensor([patch] * (n // patch) + [n % patch] * (n % patch > 0)) for n in (height, width)]
+    pixels = (sides[0][:, None] * sides[1]).to(sums.device)
     mean = sums.sum() / (pictures * height * width)
-    threshold = torch.maximum(sums / (pictures * pixels), mean)[tile].to(pixel_loss.dtype)
+    threshold = torch.maximum(sums / (pictures * pixels), mean)
+    threshold = threshold.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width]
+    threshold = threshold.to(pixel_loss.dtype)
     # a choice by value in place of one by branch: no wait for the device
     threshold = torch.where(mean > start, torch.inf, threshold)
     return torch.where(pixel_loss > threshold, threshold, pixel_loss)

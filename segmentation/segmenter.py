@@ -1,7 +1,6 @@
 """The segmenter: a plain ViT encoder and a mask-transformer decoder (arXiv 2105.05633, arXiv 2304.01184)."""
 
 import inspect
-import logging
 from pathlib import Path
 
 import torch
@@ -12,9 +11,8 @@ from segmentation.decoders.mask_transformer import NORM_EPS, MaskTransformer
 from wsss.backbones import BACKBONES, get_backbone
 from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
+from wsss.pretrained import encoder_state, log_starting_weights, read_weights
 from wsss.vit import VisionTransformer, init_linear, resize_positions
-
-log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 
@@ -111,3 +109,89 @@ def build_segmenter(
     model.pixel_mean = tuple(level / 255 for level in sizes.statistics.level_mean)
     model.pixel_std = tuple(level / 255 for level in sizes.statistics.level_std)
     return model
+
+
+def start_from_pretrained(model: Segmenter, source: str) -> None:
+    """Load ImageNet weights into the encoder (``wsss.pretrained``); its head and the decoder stay fresh.
+
+    Args:
+        source: A file, a name on timm's hub, or ``"hub"`` for the backbone's published starting weights.
+
+    Raises:
+        UserError: A tensor of another name or shape, or one that is missing.
+    """
+    encoder = model.encoder
+    grid = (encoder.grid_side, encoder.grid_side)
+    found = encoder_state(read_weights(source, model.backbone), model.backbone, grid=grid, source=source)
+    own = encoder.state_dict()
+    kept = {k: v for k, v in own.items() if k.startswith("head.") or "rope.freqs_" in k}
+    load_strict(encoder, {**found.state, **kept}, source)
+    log_starting_weights(source, found, fresh=[*kept, *(f"decoder.{k}" for k in model.decoder.state_dict())])
+
+
+def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmenter, dict]:
+    """Rebuild the network from a checkpoint alone.
+
+    Args:
+        path: A checkpoint of ``segmentation.train``, which carries its own settings, or a released one, whose
+            settings are inferred from its tensors.
+        backbone: For files without settings only. DeiT and ViT share every shape and differ in pixel
+            statistics: for them it must be given.
+
+    Returns:
+        The network in evaluation mode, and the checkpoint's other entries (``class_names``, ...).
+
+    Raises:
+        UserError: Not a checkpoint of this network, ``backbone`` is missing, or contradicts the file.
+    """
+    content = load_checkpoint(path)
+    state = unwrap_state(content, path)
+    arguments = content.get("model_args") or _infer_arguments(state, path, backbone)
+    try:
+        inspect.signature(build_segmenter).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{path}: its model_args do not fit this version ({error}); "
+            "give a checkpoint of segmentation.train, or read it with the version that wrote it"
+        ) from None
+    if backbone not in (None, arguments["backbone"]):
+        raise UserError(f"{path}: is a {arguments['backbone']}, not {backbone}; leave --backbone out")
+    model = build_segmenter(**arguments)
+    load_strict(model, state, path)
+    return model.eval(), {k: v for k, v in content.items() if k not in ("model", "optimizer")}
+
+
+def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None) -> dict:
+    needed = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj.weight", "decoder.cls_emb")
+    missing = [k for k in needed if k not in state]
+    if missing:
+        raise UserError(f"{path}: not a segmenter's checkpoint ({missing[0]} missing); check the path")
+    width, patch = state["encoder.cls_token"].shape[-1], state["encoder.patch_embed.proj.weight"].shape[-1]
+    depth = len({k.split(".")[2] for k in state if k.startswith("encoder.blocks.")})
+    families = ("deit", "vit")
+    if "encoder.blocks.0.ls1.gamma" in state:
+        families = ("dinov2",)
+    elif "encoder.blocks.0.attn.q_bias" in state:
+        families = ("eva02",)
+    fitting = [
+        name
+        for name, b in BACKBONES.items()
+        if b.family in families and (b.embed_dim, b.depth, b.patch_size) == (width, depth, patch)
+    ]
+    shown = ", ".join(fitting) or "none"
+    if not fitting or backbone not in (None, *fitting):
+        raise UserError(
+            f"{path}: width {width}, depth {depth}, patch {patch} is not {backbone or 'a known backbone'}; "
+            f"known ones that fit: {shown}"
+        )
+    if backbone is None and len({BACKBONES[name].statistics for name in fitting}) > 1:
+        raise UserError(
+            f"{path}: its tensors fit several backbones with different pixel statistics; "
+            f"give --backbone, one of {shown}"
+        )
+    side = int((state["encoder.pos_embed"].shape[1] - 1) ** 0.5)
+    return {
+        "backbone": backbone or fitting[0],
+        "num_classes": state["decoder.cls_emb"].shape[1],
+        "image_size": side * patch,
+    }

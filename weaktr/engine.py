@@ -15,6 +15,7 @@ from wsss.distributed import all_sum, gather_objects, rank, shard, world_size
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask
 from wsss.metrics import class_mean_ap, sample_mean_ap
+from wsss.training import broken_loss, check_weights
 
 
 def train_one_epoch(
@@ -61,10 +62,7 @@ def train_one_epoch(
         losses = weaktr_loss(logits, labels)
         values = {name: value.item() for name, value in losses.items()}
         if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"loss is {values['loss']} at step {step}, pictures {', '.join(batch['image_id'])}: stopped, "
-                "the last checkpoint is kept; lower --lr, use --amp off, or look at these pictures"
-            )
+            raise broken_loss(values["loss"], step, batch["image_id"])
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(losses["loss"]).backward()
         scaler.step(optimizer)
@@ -75,12 +73,7 @@ def train_one_epoch(
         progress.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{rate:.2e}", refresh=False)
         progress.update()
         step += 1
-    broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-    if broken:  # the last step's update, which no loss has seen
-        raise UserError(
-            f"weights are not finite after step {step - 1} ({broken[0]}), pictures "
-            f"{', '.join(batch['image_id'])}: stopped, the last checkpoint is kept; lower --lr"
-        )
+    check_weights(model, step - 1, batch["image_id"])
     means = torch.tensor(list(totals.values()), dtype=torch.float64)
     means = all_sum(means.to(device)).cpu() / (world_size() * (step - first_step))
     return dict(zip(totals, means.tolist(), strict=True))

@@ -7,7 +7,6 @@ Alone or under torchrun (the batch size given is the global one). Defaults are t
 command continues a run that was stopped; on a CPU the result is bit-equal to an uninterrupted one.
 """
 
-import json
 import logging
 import math
 import os
@@ -28,15 +27,14 @@ from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.monitor import write_epoch, write_pictures, write_step
 from weaktr.search_threshold import SWEEP
 from wsss.backbones import get_backbone, pretrained_state
-from wsss.checkpoint import check_classes, load_checkpoint, load_strict, save_checkpoint
 from wsss.config import DataOptions, as_plain, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.errors import UserError
-from wsss.io import write_text
-from wsss.loading import EpochBatchSampler, batches, make_loader
+from wsss.loading import StepBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
 from wsss.run import open_run
+from wsss.training import amp_dtype, amp_name, load_training, save_training
 from wsss.transforms import classification_train_transform, classification_val_transform
 
 log = logging.getLogger(__name__)
@@ -142,7 +140,7 @@ def train(config: Config, device: torch.device) -> None:
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
 
     train_set, sampler, train_loader, val_loader = make_loaders(config, spec, plan, model, device)
-    steps_per_epoch = len(sampler)
+    steps_per_epoch = sampler.steps_per_epoch
     rate_of_step = schedule(config, plan.peak_rate, steps_per_epoch)
     writer = None
     if rank() == 0:
@@ -163,7 +161,7 @@ def train(config: Config, device: torch.device) -> None:
     )
     for epoch in range(state["epoch"], config.epochs):
         epoch_started = time.time()
-        sampler.epoch = epoch
+        sampler.steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
         # stochastic depth: a function of (seed, epoch, process), so that a restart repeats it
         torch.manual_seed(int(np.random.SeedSequence((config.seed, epoch, rank())).generate_state(1)[0]))
         losses = train_one_epoch(
@@ -238,7 +236,7 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
     identity = result_options(config, leave_out=("amp",))
     identity |= {
         "train_split": train_split, "val_split": val_split, "cam_split": cam_split, "select": select,
-        "image_size": image_size, "lr": rate, "amp": str(dtype or "float32").removeprefix("torch."),
+        "image_size": image_size, "lr": rate, "amp": amp_name(dtype),
     }  # fmt: skip
     return Plan(
         train_split=train_split, train_ids=train_ids, val_split=val_split,
@@ -246,17 +244,6 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
         image_size=image_size, peak_rate=rate * config.batch_size / 512, amp_dtype=dtype,
         identity=identity,
     )  # fmt: skip
-
-
-def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """Autocast's type for ``--amp``; None is float32."""
-    if name == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if name == "float16" and device.type == "cpu":
-        raise UserError("--amp float16: needs a GPU; use bfloat16 or off on a CPU")
-    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def new_model(config: Config, spec, plan: Plan, *, resumed: bool) -> WeakTr:
@@ -303,7 +290,7 @@ def make_loaders(config: Config, spec, plan: Plan, model: WeakTr, device: torch.
         seed=config.seed,
         exif=config.exif,
     )
-    sampler = EpochBatchSampler(len(train_set), config.batch_size, seed=config.seed, drop_last=True)
+    sampler = StepBatchSampler(len(train_set), config.batch_size, seed=config.seed, drop_last=True)
     make = partial(make_loader, workers=config.workers, device=device)
     val_loader = None
     if plan.val_split:
@@ -330,13 +317,9 @@ def schedule(config: Config, peak: float, steps_per_epoch: int):
 
 def resume(path: Path, model: WeakTr, optimizer, scaler, spec) -> dict:
     """Load ``last.pth`` where there is one. Returns epochs done, their records, and the best one."""
-    if not path.is_file():
+    content = load_training(path, model, optimizer, scaler, spec, background=False)
+    if content is None:
         return {"epoch": 0, "history": [], "best": None}
-    content = load_checkpoint(path)
-    check_classes(path, content["model_args"]["num_classes"], content["class_names"], spec)
-    load_strict(model, content["model"], path)
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
     log.info("continuing %s after epoch %d", path, content["epoch"] - 1)
     return {key: content[key] for key in ("epoch", "history", "best")}
 
@@ -367,8 +350,7 @@ def evaluate(config: Config, plan: Plan, model: WeakTr, val_loader, spec, device
 def finish_epoch(
     config, plan: Plan, spec, model, optimizer, scaler, state, record, output_dir: Path, last: bool
 ):
-    """Update ``state`` and save. best.pth goes first: killed in between, the epoch is repeated, with the same
-    result; log.jsonl is rewritten from the checkpoint's own history, so that the two cannot disagree."""
+    """Update ``state`` and save."""
     state["epoch"] = record["epoch"] + 1
     state["history"].append(record)
     measure = {"miou": "cam_miou", "map": "sample_map_class", "last": "epoch"}[plan.select]
@@ -385,7 +367,6 @@ def finish_epoch(
         }  # fmt: skip
     if rank() == 0:
         content = {
-            "model": {k: v.cpu() for k, v in model.state_dict().items()},
             "model_args": model_args(config, spec, plan),
             "class_names": list(spec.class_names),
             "preprocessing": {
@@ -397,12 +378,7 @@ def finish_epoch(
             "options": as_plain(config),
             **state,
         }
-        if improved:
-            save_checkpoint(output_dir / "best.pth", content)
-        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        save_checkpoint(output_dir / "last.pth", content)
-        lines = "".join(json.dumps(r) + "\n" for r in state["history"])
-        write_text(output_dir / "log.jsonl", lines)
+        save_training(output_dir, content, model, optimizer, scaler, improved=improved)
     barrier()
 
 

@@ -16,7 +16,6 @@ from wsss.errors import UserError
 log = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True)
 class PixelStatistics:
     """Mean and standard deviation of red, green and blue.
@@ -70,7 +69,9 @@ def _deit(sizes: tuple[int, int, int], hub_name: str) -> Backbone:
     return Backbone("deit", *sizes, 16, 224, IMAGENET, hub_name)
 
 
-def _vit(sizes: tuple[int, int, int], image_size: int, hub_name: str | None, patch_size: int = 16) -> Backbone:
+def _vit(
+    sizes: tuple[int, int, int], image_size: int, hub_name: str | None, patch_size: int = 16
+) -> Backbone:
     return Backbone("vit", *sizes, patch_size, image_size, HALF, hub_name)
 
 

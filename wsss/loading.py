@@ -32,16 +32,21 @@ def seeded(*key: int):
         torch.set_rng_state(states[2])
 
 
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """This process's part of every shuffled global batch, as ``(epoch, index)`` pairs.
+class StepBatchSampler(Sampler[list[tuple[int, int]]]):
+    """This process's part of the shuffled global batch of every step, as ``(epoch, index)`` pairs.
 
-    The order is a permutation drawn from (seed, epoch). A global batch is dealt out to the processes in
-    turns, so that their parts together are the batch that one process alone would take.
+    The order within an epoch is a permutation drawn from (seed, epoch), so that a step's batch is a function
+    of (seed, step). A global batch is dealt out to the processes in turns: their parts together are the batch
+    that one process alone would take. A process for which the last batch of an epoch has no sample gets the
+    first one as a filler (``local_size`` is then 0).
 
     Args:
         length: Samples in the data set.
         batch_size: Global batch size.
-        drop_last: Leave out the last incomplete batch.
+        drop_last: Leave out the last incomplete batch of an epoch.
+
+    Attributes:
+        steps: The global steps that iterating gives; at first those of epoch 0.
 
     Raises:
         UserError: The batch cannot be dealt evenly, or there is not one whole batch to give.
@@ -56,17 +61,42 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             raise UserError(
                 f"--batch-size {batch_size}: the training list has only {length} pictures; choose less"
             )
-        self.length, self.batch_size, self.seed, self.drop_last = length, batch_size, seed, drop_last
-        self.epoch = 0
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.steps_per_epoch = length // batch_size if drop_last else -(-length // batch_size)
+        self.steps = range(self.steps_per_epoch)
 
     def __len__(self) -> int:
-        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+        return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch[rank() :: world_size()]]
+        order_epoch, order = None, None
+        for step in self.steps:
+            epoch = step // self.steps_per_epoch
+            if epoch != order_epoch:
+                order_epoch, order = epoch, self._order(epoch)
+            batch = self._batch(order, step)
+            local = batch[rank() :: world_size()]
+            yield [(epoch, int(index)) for index in (local if len(local) else batch[:1])]
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of a step's global batch."""
+        return self._batch(self._order(step // self.steps_per_epoch), step).tolist()
+
+    def global_size(self, step: int) -> int:
+        """Samples of a step, over all processes."""
+        start = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.length - start)
+
+    def local_size(self, step: int) -> int:
+        """Samples of a step in this process's part."""
+        return len(range(rank(), self.global_size(step), world_size()))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+    def _batch(self, order: np.ndarray, step: int) -> np.ndarray:
+        start = step % self.steps_per_epoch * self.batch_size
+        return order[start : start + self.batch_size]
 
 
 def make_loader(dataset: Dataset, batch_sampler, *, workers: int, device: torch.device) -> DataLoader:

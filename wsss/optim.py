@@ -25,3 +25,8 @@ def warmup_cosine_rate(step: int, *, peak: float, steps: int, warmup_steps: int)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
+
+
+def polynomial_rate(step: int, *, peak: float, floor: float, steps: int, power: float = 0.9) -> float:
+    """Stage 2's published schedule, by step: from the peak to the floor, (1 - step / steps)^power."""
+    return floor + (peak - floor) * (1 - step / steps) ** power

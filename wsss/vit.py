@@ -241,9 +241,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_prefix_tokens + self.grid_side**2, embed_dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim, num_heads, norm_eps=norm_eps, drop_path=rate, layer_scale=layer_scale, eva=eva
-            )
+            Block(embed_dim, num_heads, norm_eps=norm_eps, drop_path=rate, layer_scale=layer_scale, eva=eva)
             for rate in rates
         )
         self.rope = None

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from wsss.errors import UserError
-from wsss.loading import EpochBatchSampler, batches, make_loader, seeded
+from wsss.loading import StepBatchSampler, batches, make_loader, seeded
 from wsss.transforms import classification_train_transform
 
 
@@ -35,8 +35,8 @@ def parts(monkeypatch, processes, **options):
     for rank in range(processes):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(processes))
-        sampler = EpochBatchSampler(50, 8, seed=3, drop_last=True, **options)
-        sampler.epoch = 7
+        sampler = StepBatchSampler(50, 8, seed=3, drop_last=True, **options)
+        sampler.steps = range(7 * 6, 8 * 6)
         found.append(list(sampler))
     return found
 
@@ -55,18 +55,18 @@ def test_processes_share_out_the_same_batches(monkeypatch):
 def test_order_changes_with_epoch_and_seed():
     orders = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        sampler = EpochBatchSampler(50, 50, seed=seed, drop_last=True)
-        sampler.epoch = epoch
+        sampler = StepBatchSampler(50, 50, seed=seed, drop_last=True)
+        sampler.steps = range(epoch, epoch + 1)
         orders.add(tuple(index for _, index in next(iter(sampler))))
     assert len(orders) == 3
 
 
 def test_impossible_batches_are_refused(monkeypatch):
     with pytest.raises(UserError, match="only 5 pictures"):
-        EpochBatchSampler(5, 8, seed=0, drop_last=True)
+        StepBatchSampler(5, 8, seed=0, drop_last=True)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="multiple of 3"):
-        EpochBatchSampler(50, 8, seed=0, drop_last=True)
+        StepBatchSampler(50, 8, seed=0, drop_last=True)
 
 
 class Augmented(Dataset):
@@ -85,12 +85,12 @@ class Augmented(Dataset):
 
 
 def loaded(workers):
-    sampler = EpochBatchSampler(16, 8, seed=0, drop_last=True)
+    sampler = StepBatchSampler(16, 8, seed=0, drop_last=True)
     loader = make_loader(Augmented(), sampler, workers=workers, device=torch.device("cpu"))
     return {
         epoch: {int(i): x for b in batches(loader) for i, x in zip(b["index"], b["image"], strict=True)}
         for epoch in (0, 1)
-        if setattr(sampler, "epoch", epoch) is None
+        if setattr(sampler, "steps", range(2 * epoch, 2 * epoch + 2)) is None
     }
 
 
@@ -105,7 +105,7 @@ def test_augmentation_is_the_same_for_any_number_of_workers():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_input_in_a_worker_arrives_as_its_own_line(workers):
-    sampler = EpochBatchSampler(16, 8, seed=0, drop_last=True)
+    sampler = StepBatchSampler(16, 8, seed=0, drop_last=True)
     loader = make_loader(Augmented(broken=True), sampler, workers=workers, device=torch.device("cpu"))
     with pytest.raises(UserError) as caught:
         list(batches(loader))

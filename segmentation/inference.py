@@ -1,0 +1,198 @@
+"""Prediction as published: sliding windows, several scales and their mirrors, softmax, mean of probabilities."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmentation.segmenter import Segmenter
+from wsss.transforms import normalise, resize_bilinear, resized_size
+
+PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+FIRST_BLOCK_WEIGHT = 0.8  # of the probabilities after decoder block 1, in the published test
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a picture is predicted.
+
+    Attributes:
+        short_side: Pixels, at scale 1.
+        scales: Ratios to it.
+        flip: Also predict every scale's mirror.
+        window, stride: Of the sliding window, pixels.
+        window_batch: Windows that go through the network at a time; no effect on the result.
+        decoder_blocks: ``"last"``, or ``"fused"``: 0.8 p1 + p2 of both decoder blocks, not normalised, as in
+            the published test.
+    """
+
+    short_side: int = 520
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: int = 480
+    stride: int = 320
+    window_batch: int = 8
+    decoder_blocks: str = "last"
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows start along a side: every ``stride`` pixels, and the last one flush with the edge."""
+    last = max(0, side - window)
+    return [*range(0, last, stride), last]
+
+
+def enlarged_size(size: tuple[int, int], window: int) -> tuple[int, int]:
+    """(H, W) of which the shorter side is at least ``window``; the long side is truncated, as published."""
+    short, long = min(size), max(size)
+    if short >= window:
+        return size
+    enlarged = int(long / short * window)
+    return (window, enlarged) if size[0] < size[1] else (enlarged, window)
+
+
+def sliding_window_logits(
+    model: Segmenter,
+    images: Tensor,
+    *,
+    window: int,
+    stride: int,
+    window_batch: int,
+    decoder_blocks: list[int],
+) -> list[Tensor]:
+    """Mean logits of all windows over each pixel, (B, K, H, W), one tensor per decoder block asked for.
+
+    Args:
+        images: (B, 3, H, W), normalised; both sides at least ``window``.
+        decoder_blocks: Block numbers, from 1.
+    """
+    B, _, height, width = images.shape
+    starts = [
+        (b, y, x)
+        for b in range(B)
+        for y in window_starts(height, window, stride)
+        for x in window_starts(width, window, stride)
+    ]
+    shape = (B, model.num_classes, height, width)
+    sums = [torch.zeros(shape, device=images.device) for _ in decoder_blocks]
+    counts = torch.zeros(1, 1, height, width, device=images.device)
+    for _, y, x in starts[: len(starts) // B]:
+        counts[..., y : y + window, x : x + window] += 1
+    for first in range(0, len(starts), window_batch):
+        chosen = starts[first : first + window_batch]
+        crops = torch.stack([images[b, :, y : y + window, x : x + window] for b, y, x in chosen])
+        if decoder_blocks == [len(model.decoder.blocks)]:
+            found = [model(crops)]
+        else:
+            found = model.block_logits(crops)
+            found = [found[number - 1] for number in decoder_blocks]
+        for total, logits in zip(sums, found, strict=True):
+            for (b, y, x), values in zip(chosen, logits.float(), strict=True):
+                total[b, :, y : y + window, x : x + window] += values
+    return [total / counts for total in sums]
+
+
+def _windowed_probs(
+    model: Segmenter,
+    images: Tensor,
+    mirrored: list[bool],
+    *,
+    window: int,
+    stride: int,
+    window_batch: int,
+    decoder_blocks: list[int],
+    output_size: tuple[int, int],
+) -> list[Tensor]:
+    size = enlarged_size(tuple(images.shape[-2:]), window)
+    if size != tuple(images.shape[-2:]):
+        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    how = {"window": window, "stride": stride, "window_batch": window_batch, "decoder_blocks": decoder_blocks}
+    probs = []
+    for logits in sliding_window_logits(model, images, **how):
+        logits = F.interpolate(logits, size=output_size, mode="bilinear", align_corners=False)
+        for b, flipped in enumerate(mirrored):
+            if flipped:
+                logits[b] = logits[b].flip(-1)
+        probs.append(logits.softmax(1))
+    return probs
+
+
+@torch.no_grad()
+def sliding_window_probs(
+    model: Segmenter,
+    image: Tensor,
+    *,
+    flipped: bool = False,
+    window: int = 480,
+    stride: int = 320,
+    output_size: tuple[int, int],
+    window_batch: int = 8,
+    decoder_block: int | None = None,
+) -> Tensor:
+    """Probabilities of pictures at one scale, float32 (B, K, *output_size).
+
+    A picture whose short side is below ``window`` is enlarged first. Logits are averaged over windows, resized
+    bilinearly to ``output_size``, mirrored back, and go through softmax: in this order, as published.
+
+    Args:
+        image: (B, 3, H, W), normalised.
+        flipped: The picture given is mirrored; the result is mirrored back.
+        output_size: (h, w) of the result.
+        decoder_block: Read the decoder after this block, from 1; by default after the last.
+    """
+    return _windowed_probs(
+        model,
+        image,
+        [flipped] * len(image),
+        window=window,
+        stride=stride,
+        window_batch=window_batch,
+        decoder_blocks=[decoder_block or len(model.decoder.blocks)],
+        output_size=tuple(output_size),
+    )[0]
+
+
+@torch.no_grad()
+def predict_probs(
+    model: Segmenter, image: np.ndarray, protocol: Protocol, *, max_side: int | None = None
+) -> Tensor:
+    """Class probabilities of one picture at its own size, float32 (K, H, W) on the network's device.
+
+    The mean over scales and mirrors. With ``decoder_blocks="fused"`` the sum 0.8 p1 + p2, up to 1.8.
+
+    Args:
+        image: uint8 (H, W, 3).
+        max_side: Probabilities of a larger picture are made at this longer side (pixels) and enlarged at the
+            end; for pictures that would not fit in memory.
+    """
+    device = next(model.parameters()).device
+    own_size = image.shape[:2]
+    output_size = own_size
+    if max_side is not None and max(own_size) > max_side:
+        output_size = tuple(max(1, round(side * max_side / max(own_size))) for side in own_size)
+    last = len(model.decoder.blocks)
+    blocks = [1, last] if protocol.decoder_blocks == "fused" else [last]
+    totals = None
+    for scale in protocol.scales:
+        resized = resize_bilinear(image, resized_size(own_size, protocol.short_side, scale))
+        pixels = normalise(resized, model.pixel_mean, model.pixel_std).to(device)
+        mirrored = [False, True] if protocol.flip else [False]
+        probs = _windowed_probs(
+            model,
+            torch.stack([pixels.flip(-1) if flipped else pixels for flipped in mirrored]),
+            mirrored,
+            window=protocol.window,
+            stride=protocol.stride,
+            window_batch=protocol.window_batch,
+            decoder_blocks=blocks,
+            output_size=output_size,
+        )
+        sums = [p.sum(0) for p in probs]
+        totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
+    views = len(protocol.scales) * (2 if protocol.flip else 1)
+    means = [total / views for total in totals]
+    probs = FIRST_BLOCK_WEIGHT * means[0] + means[1] if len(means) == 2 else means[0]
+    if output_size != own_size:
+        probs = F.interpolate(probs[None], size=own_size, mode="bilinear", align_corners=False)[0]
+    return probs

@@ -1,0 +1,83 @@
+"""What both training commands do around their loops: precision, and the files that a run continues from."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wsss.checkpoint import check_classes, load_checkpoint, load_strict, save_checkpoint
+from wsss.errors import UserError
+from wsss.io import write_text
+
+log = logging.getLogger(__name__)
+
+
+def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Autocast's type for ``--amp``; None is float32."""
+    if name == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise UserError("--amp float16: needs a GPU; use bfloat16 or off on a CPU")
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def amp_name(dtype: torch.dtype | None) -> str:
+    """``bfloat16``, ``float16`` or ``float32``: what a run records."""
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+def broken_loss(loss: float, step: int, image_ids: Sequence[str]) -> UserError:
+    """The error of a loss that is not finite."""
+    return UserError(
+        f"loss is {loss} at step {step}, pictures {', '.join(image_ids)}: stopped, "
+        "the last checkpoint is kept; lower --lr, use --amp off, or look at these pictures"
+    )
+
+
+def check_weights(model: nn.Module, step: int, image_ids: Sequence[str]) -> None:
+    """Refuse weights that the last update, which no loss has seen, has made infinite or nan."""
+    broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        raise UserError(
+            f"weights are not finite after step {step} ({broken[0]}), pictures {', '.join(image_ids)}: "
+            "stopped, the last checkpoint is kept; lower --lr"
+        )
+
+
+def load_training(path: Path, model: nn.Module, optimizer, scaler, spec, *, background: bool) -> dict | None:
+    """Load last.pth into network, optimiser and scaler. Returns its content, None where there is none.
+
+    Args:
+        background: The network's classes include the background.
+
+    Raises:
+        UserError: Damaged, or of other classes or another network.
+    """
+    if not path.is_file():
+        return None
+    content = load_checkpoint(path)
+    num_classes = content["model_args"]["num_classes"] - background
+    check_classes(path, num_classes, content["class_names"], spec)
+    load_strict(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    return content
+
+
+def save_training(output_dir: Path, content: dict, model: nn.Module, optimizer, scaler, *, improved: bool):
+    """Write best.pth where the network has improved, last.pth, and log.jsonl. For one process only.
+
+    In this order: killed in between, the part of the training since the last save is repeated, with the same
+    result. log.jsonl is rewritten from the checkpoint's own ``history``, so that the two cannot disagree.
+    """
+    content = {"model": {k: v.cpu() for k, v in model.state_dict().items()}, **content}
+    if improved:
+        save_checkpoint(output_dir / "best.pth", content)
+    content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    save_checkpoint(output_dir / "last.pth", content)
+    write_text(output_dir / "log.jsonl", "".join(json.dumps(r) + "\n" for r in content["history"]))
