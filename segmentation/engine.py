@@ -14,7 +14,6 @@ from segmentation.inference import Protocol, predict_probs
 from segmentation.losses import IGNORED, gradient_clipping_loss, pixel_cross_entropy
 from segmentation.segmenter import Segmenter
 from wsss.distributed import all_sum, rank, shard, world_size
-from wsss.errors import UserError
 from wsss.io import read_image
 from wsss.loading import StepBatchSampler
 from wsss.metrics import ConfusionMatrix, Scores
@@ -25,12 +24,11 @@ LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the devi
 
 @dataclass(frozen=True)
 class Clipping:
-    """Gradient clipping: see ``gradient_clipping_loss``. ``scope``: statistics of the ``"global"`` batch, or of
-    each ``"process"``, as published."""
+    """See ``gradient_clipping_loss``."""
 
     start: float
     patch: int
-    scope: str = "global"
+    scope: str = "global"  # statistics of the global batch, or of each "process", as published
 
 
 def train_steps(
@@ -126,7 +124,7 @@ class Tally:
     """Sums over steps that stay on the device until they are looked at."""
 
     def __init__(self, device: torch.device):
-        # loss before and after clipping (each step's mean), clipped pixels, labelled pixels, steps that clip, steps
+        # each step's mean loss before and after clipping; clipped, labelled pixels; steps that clip, steps
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
 
     def add(self, plain: Tensor, used: Tensor, masks: Tensor, pixels: int) -> None:
@@ -143,8 +141,8 @@ class Tally:
         self.sums += torch.stack([v.double() for v in values])
 
     def means(self, processes: int = 1) -> dict[str, float]:
-        """``loss`` and ``clipped_loss``, means per pixel; ``clipped_pixels``, share of the labelled pixels that
-        gave no gradient; ``clipping_steps``, share of the steps in which there was one."""
+        """``loss`` and ``clipped_loss`` per pixel; ``clipped_pixels``, share of the labelled pixels that gave
+        no gradient; ``clipping_steps``, share of the steps in which there was one."""
         plain, used, clipped, labelled, clipping, steps = self.sums.tolist()
         return {
             "loss": plain * processes / steps,

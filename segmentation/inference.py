@@ -1,4 +1,4 @@
-"""Prediction as published: sliding windows, several scales and their mirrors, softmax, mean of probabilities."""
+"""Prediction as published: sliding windows, scales and mirrors, softmax, mean of probabilities."""
 
 from dataclasses import dataclass
 
@@ -132,8 +132,8 @@ def sliding_window_probs(
 ) -> Tensor:
     """Probabilities of pictures at one scale, float32 (B, K, *output_size).
 
-    A picture whose short side is below ``window`` is enlarged first. Logits are averaged over windows, resized
-    bilinearly to ``output_size``, mirrored back, and go through softmax: in this order, as published.
+    A picture whose short side is below ``window`` is enlarged first. Logits are averaged over windows,
+    resized bilinearly to ``output_size``, mirrored back, and go through softmax: in this order, as published.
 
     Args:
         image: (B, 3, H, W), normalised.

@@ -29,9 +29,10 @@ def gradient_clipping_loss(
 ) -> Tensor:
     """Take the gradient from pixels whose loss is high for their surroundings: likely wrong labels.
 
-    With g the mean of the whole map: while g is above ``start``, the map is returned as it is. After that, a
-    tile's threshold is the mean of its pixels over the batch, or g if that is larger; pixels above their tile's
-    threshold get the threshold as a constant. Ignored pixels are 0 and count in every mean, as published.
+    With g the mean of the whole map: while g is above ``start``, the map is returned as it is. After that,
+    a tile's threshold is the mean of its pixels over the batch, or g if that is larger; pixels above their
+    tile's threshold get the threshold as a constant. Ignored pixels are 0 and count in every mean, as
+    published.
 
     Args:
         pixel_loss: (B, H, W), with gradient.

@@ -90,8 +90,8 @@ def build_segmenter(
         dropout: In the decoder.
 
     Returns:
-        The network, with ``pixel_mean``, ``pixel_std`` (of pixels in 0..1), ``backbone`` and ``image_size`` as
-        plain attributes.
+        The network, with ``pixel_mean``, ``pixel_std`` (of pixels in 0..1), ``backbone`` and ``image_size``
+        as plain attributes.
     """
     sizes = get_backbone(backbone)
     encoder = Encoder(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from segmentation.data import SegmentationDataset, check_masks
 from segmentation.engine import Clipping, evaluate, train_steps
-from segmentation.inference import PUBLISHED_SCALES, Protocol
+from segmentation.inference import Protocol
 from segmentation.monitor import write_look, write_pictures, write_record
 from segmentation.segmenter import Segmenter, build_segmenter, start_from_pretrained
 from wsss.backbones import get_backbone
@@ -59,7 +59,9 @@ class Config(DataOptions):
     eval_every: int | None = option(
         None, "evaluate after every N steps, and after the last (default: an epoch)", minimum=1
     )
-    save_every: int = option(1000, "save last.pth after every N steps, and at evaluations", minimum=1)
+    save_every: int = option(
+        1000, "save last.pth after every N steps, and at evaluations", changes_result=False, minimum=1
+    )
     batch_size: int = option(4, "pictures per step, over all processes", minimum=1)
     short_side: int = option(
         520, "short side of pictures, pixels; training draws half to twice that", minimum=1
@@ -220,6 +222,9 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
     clip_patch = config.clip_patch or max(1, config.crop_size // 4)
     steps_per_epoch = -(-len(train_ids) // config.batch_size)
     steps = config.iterations or config.epochs * steps_per_epoch
+    clipping = (
+        Clipping(config.clip_start, clip_patch, config.clip_scope) if config.gradient_clipping else None
+    )
     dtype = amp_dtype(config.amp, device)
     identity = result_options(config, leave_out=("amp", "epochs", "iterations"))
     identity |= {
@@ -232,8 +237,7 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
         val_split=val_split, val_ids=val_ids, val_masks={i: spec.mask_path(i) for i in val_ids},
         steps=steps, eval_every=config.eval_every or steps_per_epoch,
         protocol=Protocol(short_side=config.short_side, window=window, stride=stride),
-        clipping=Clipping(config.clip_start, clip_patch, config.clip_scope) if config.gradient_clipping else None,
-        amp_dtype=dtype, identity=identity,
+        clipping=clipping, amp_dtype=dtype, identity=identity,
     )  # fmt: skip
 
 
@@ -379,8 +383,8 @@ def opening_line(config: Config, spec, plan: Plan, device: torch.device, state: 
         evaluated = f"evaluating on {len(plan.val_ids)} pictures of {plan.val_split}"
     return (
         f"training {config.backbone} on {len(plan.train_ids)} pictures of {plan.train_split} with masks of "
-        f"{masks}, {plan.num_classes} classes with background: {plan.steps} steps of {config.batch_size} from step "
-        f"{state['step']}, {device}, {amp_name(plan.amp_dtype)}, {clipping}, {evaluated}"
+        f"{masks}, {plan.num_classes} classes with background: {plan.steps} steps of {config.batch_size} "
+        f"from step {state['step']}, {device}, {amp_name(plan.amp_dtype)}, {clipping}, {evaluated}"
     )
 
 
@@ -388,9 +392,8 @@ def record_line(record: dict) -> str:
     parts = [f"step {record['step']}", f"loss {record['loss']:.4f}"]
     if record["clipping_steps"]:
         parts.append(f"clipped {record['clipped_loss']:.4f}")
-        parts.append(
-            f"{100 * record['clipped_pixels']:.1f}% of pixels in {100 * record['clipping_steps']:.0f}% of steps"
-        )
+        share, steps = 100 * record["clipped_pixels"], 100 * record["clipping_steps"]
+        parts.append(f"{share:.1f}% of pixels in {steps:.0f}% of steps")
     if "val_miou" in record:
         parts.append(f"val mIoU {100 * record['val_miou']:.2f}%")
     return ", ".join([*parts, f"{record['train_seconds']:.0f} s"])

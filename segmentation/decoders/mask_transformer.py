@@ -13,8 +13,8 @@ DEPTH = 2
 class MaskTransformer(nn.Module):
     """Patch tokens (B, P, D) to tokens after each block, and those to scores (B, P, K).
 
-    Its blocks are plain whatever the encoder's are: biased attention, GELU, no LayerScale, no rotary positions,
-    no stochastic depth.
+    Its blocks are plain whatever the encoder's are: biased attention, GELU, no LayerScale, no rotary
+    positions, no stochastic depth.
 
     Args:
         embed_dim: D.
@@ -50,7 +50,7 @@ class MaskTransformer(nn.Module):
         return outputs
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Read a block's output (B, P + K, D): cosine of every patch with every class, normalised over classes."""
+        """Read a block's output (B, P + K, D): cosines of patches and classes, normalised over classes."""
         tokens = self.decoder_norm(tokens)
         patches, classes = tokens.split((tokens.shape[1] - self.num_classes, self.num_classes), 1)
         patches = F.normalize(patches @ self.proj_patch, dim=-1)
