@@ -65,6 +65,28 @@ def load_dataset(kind: str, root: Path) -> "Dataset":
     return layouts[kind].at(root)
 
 
+def list_pictures(path: Path) -> dict[str, Path]:
+    """Id (the name without its suffix) -> picture: of one file, or of a folder's own files in sorted order.
+
+    In a folder, files without a picture's suffix, hidden ones and subfolders are left out. A file that is
+    named itself may have any suffix.
+
+    Raises:
+        UserError: Nothing there, no picture in the folder, or two of them share an id.
+    """
+    path = Path(path)
+    if path.is_file():
+        return {unicodedata.normalize("NFC", path.stem): path}
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; give --images a picture or a folder of pictures")
+    found = {stem: path / name for stem, name in _stems(path, PICTURE_SUFFIXES).items()}
+    found = {stem: file for stem, file in found.items() if file.is_file()}
+    if not found:
+        kinds = ", ".join(PICTURE_SUFFIXES)
+        raise UserError(f"{path}: no picture in this folder ({kinds}); give --images one that holds some")
+    return found
+
+
 def split_name(split: str) -> str:
     """What a list is called in the names of folders: ``lists/half.txt`` is ``half``."""
     return Path(split).stem if split.endswith(".txt") else split

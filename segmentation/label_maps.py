@@ -1,0 +1,115 @@
+"""From a picture to its files: network, CRF, label map, overlay, probabilities.
+
+``make_task`` needs the network; ``finish_task`` does not, and runs in a process of its own.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from segmentation.inference import Protocol, predict_probs
+from segmentation.memory import check_memory
+from segmentation.segmenter import Segmenter
+from wsss.crf import crf_from_probs
+from wsss.errors import UserError
+from wsss.io import atomic_write, read_image, read_mask, write_image, write_mask
+from wsss.visualize import overlay
+
+
+class Outputs(NamedTuple):
+    """Where the files of a picture go; None where one is not asked for."""
+
+    mask: Path
+    overlay: Path | None
+    probabilities: Path | None
+
+    def missing(self) -> list[Path]:
+        return [path for path in self if path is not None and not path.is_file()]
+
+
+class Task(NamedTuple):
+    """What is needed to finish a picture."""
+
+    outputs: Outputs
+    image: np.ndarray  # uint8 (H, W, 3)
+    labels: np.ndarray  # uint8 (H, W), before CRF
+    winners: np.ndarray | None  # float32 (n, H, W): probabilities of the n classes in labels, for the CRF
+    probs: np.ndarray | None  # float16 (K, H, W), to be written
+
+
+def make_task(
+    model: Segmenter,
+    image_path: Path,
+    outputs: Outputs,
+    *,
+    protocol: Protocol,
+    crf: bool,
+    max_side: int | None = None,
+    exif: bool = False,
+    amp_dtype: torch.dtype | None = None,
+) -> Task:
+    """Read a picture and predict it.
+
+    Args:
+        crf: The result will go through the CRF.
+        max_side: As for ``predict_probs``.
+        amp_dtype: Autocast's type, None for float32.
+
+    Raises:
+        UserError: A bad picture, too large for the memory, or values that are not finite.
+    """
+    image = read_image(image_path, exif=exif)
+    missing = outputs.missing()
+    if missing == [outputs.overlay]:  # made from the label map that is there
+        labels = read_mask(outputs.mask)
+        if labels.shape != image.shape[:2]:
+            raise UserError(f"{outputs.mask}: {image_path} has another size now; delete this label map")
+        return Task(outputs, image, labels, None, None)
+    try:
+        check_memory(model, image.shape[:2], protocol, max_side=max_side)
+        probs = _class_probs(model, image, protocol, max_side, amp_dtype)
+    except UserError as error:
+        raise UserError(f"{image_path}: {error}") from error
+    labels = probs.argmax(0).to(torch.uint8).cpu().numpy()
+    classes = np.unique(labels).tolist()
+    winners = probs[classes].cpu().numpy() if crf and len(classes) > 1 else None
+    written = probs.to(torch.float16).cpu().numpy() if outputs.probabilities in missing else None
+    return Task(outputs, image, labels, winners, written)
+
+
+def _class_probs(model: Segmenter, image, protocol: Protocol, max_side, amp_dtype) -> torch.Tensor:
+    """float32 (K, H, W) on the network's device."""
+    device = next(model.parameters()).device
+    try:
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            probs = predict_probs(model, image, protocol, max_side=max_side)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU's memory is full; use a smaller --window-batch, or shrink the picture with --max-side"
+        ) from None
+    if not probs.isfinite().all():
+        raise UserError("the network gives values that are not finite; check --checkpoint, or use --amp off")
+    return probs
+
+
+def finish_task(task: Task, *, crf_preset: str | None, class_names: tuple[str, ...]) -> None:
+    """CRF, and every file that is missing.
+
+    Args:
+        crf_preset: A name in ``wsss.crf.PRESETS``; None for no CRF.
+        class_names: Background first; written with the probabilities.
+    """
+    labels, missing = task.labels, task.outputs.missing()
+    if task.winners is not None:
+        # equal to the CRF on all probabilities, in which the winning classes alone take part
+        labels = np.unique(labels)[crf_from_probs(task.image, task.winners, preset=crf_preset)]
+    if task.outputs.mask in missing:
+        write_mask(task.outputs.mask, labels)
+    if task.outputs.overlay in missing:
+        write_image(task.outputs.overlay, overlay(task.image, labels))
+    if task.probs is not None:
+        # an open file: given a name, savez would append .npz to the temporary one
+        with atomic_write(task.outputs.probabilities) as temporary, temporary.open("wb") as file:
+            np.savez(file, probs=task.probs, class_names=np.array(class_names))

@@ -1,0 +1,57 @@
+"""Which pictures the free memory holds in prediction."""
+
+import math
+
+from segmentation.inference import Protocol, enlarged_size, window_starts
+from segmentation.segmenter import Segmenter
+from wsss.errors import UserError
+from wsss.memory import free_memory
+from wsss.transforms import resized_size
+
+
+def check_memory(
+    model: Segmenter, size: tuple[int, int], protocol: Protocol, *, max_side: int | None = None
+) -> None:
+    """Refuse a picture that ``predict_probs`` could not hold in the free memory of the network's device.
+
+    Args:
+        size: (H, W) of the picture.
+        max_side: As for ``predict_probs``.
+
+    Raises:
+        UserError: Too large; names a ``--max-side`` that fits, where there is one.
+    """
+    free = free_memory(next(model.parameters()).device)
+    if free is None:
+        return
+    fixed, probs = needed_memory(model, size, protocol)
+    enlarged = 2 * 4 * model.num_classes * size[0] * size[1]  # at the end, where --max-side acts
+    shrink = min(1.0, max_side / max(size)) if max_side else 1.0
+    needed = fixed + probs * shrink**2 + enlarged * (shrink < 1)
+    if needed <= 0.8 * free:
+        return
+    share = (0.8 * free - fixed - enlarged) / probs
+    side = int(max(size) * math.sqrt(share)) if share > 0 else 0
+    remedy = f"use --max-side {side // 100 * 100 or side}" if side else "make it smaller, or leave it out"
+    raise UserError(
+        f"{size[1]}x{size[0]} pixels (width x height) need about {needed / 2**30:.2g} GiB, "
+        f"{free / 2**30:.2g} GiB are free; {remedy}"
+    )
+
+
+def needed_memory(model: Segmenter, size: tuple[int, int], protocol: Protocol) -> tuple[int, int]:
+    """Bytes, in float32, that a picture of ``size`` (H, W) needs for the network and its windows, and for
+    probabilities at the picture's own size."""
+    K, window = model.num_classes, protocol.window
+    blocks = 2 if protocol.decoder_blocks == "fused" else 1
+    views = 2 if protocol.flip else 1
+    tokens = math.ceil(window / model.patch_size) ** 2
+    # queries, keys, values, branch output, the MLP's two hidden layers; logits, padded, added up
+    per_window = 16 * tokens * model.encoder.embed_dim + 3 * blocks * K * window**2
+    scaled = [resized_size(size, protocol.short_side, scale) for scale in protocol.scales]
+    height, width = max((enlarged_size(s, window) for s in scaled), key=math.prod)
+    windows = views * math.prod(len(window_starts(s, window, protocol.stride)) for s in (height, width))
+    sums = (2 * blocks * K + 6) * views * height * width
+    # softmax of one block's views beside the other's; the scale before; sums over views and over scales
+    maps = (blocks + 1) * views + (blocks * (views + 2) if len(scaled) > 1 else blocks)
+    return 4 * (min(windows, protocol.window_batch) * per_window + sums), 4 * K * maps * size[0] * size[1]
