@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from segmentation.augment import IGNORED, augment
-from wsss.distributed import gather_objects, rank, shard
+from wsss.distributed import rank
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask
 from wsss.parallel import parallel_map
@@ -120,8 +120,8 @@ def check_masks(
     """Read every picture and mask once, so that a run fails at its start and not in the middle.
 
     Pictures are decoded whole, so that truncated ones are found too: 2.5 ms for one of 500x375 with its mask.
-    Each process of a run takes its share of the list, with ``workers`` processes of its own; all of them
-    raise the same error. Masks without any label and masks of background alone are counted in a warning.
+    Nothing is shared between the processes of a run: let the first one check, with ``workers`` processes of
+    its own. Masks without any label and masks of background alone are counted in a warning.
 
     Raises:
         UserError: A picture has no mask; a picture or mask is missing, damaged or unsuitable; a mask does not
@@ -133,30 +133,21 @@ def check_masks(
                 f"{spec.mask_path(image_id)}: no such mask; put one there for every picture that is trained "
                 "on, or give --mask-dir a folder of them"
             )
-    ids = shard(list(image_ids))
-    pairs = [(spec.image_path(i), mask_paths[i]) for i in ids]
+    pairs = [(spec.image_path(i), mask_paths[i]) for i in image_ids]
     results = parallel_map(
         functools.partial(_check_pair, num_classes=num_classes, exif=exif), pairs, workers=workers
     )
     unlabelled = background_only = 0
-    failure = None
-    try:
-        bar = tqdm(results, total=len(pairs), desc="checking masks", unit="mask", disable=rank() != 0)
-        for labelled, foreground in bar:
-            unlabelled += not labelled
-            background_only += labelled and not foreground
-    except UserError as error:
-        failure = error
-    shares = gather_objects((failure, unlabelled, background_only))
-    if failures := [error for error, _, _ in shares if error]:
-        raise failures[0]
-    total, unlabelled, background_only = len(image_ids), *(sum(s[k] for s in shares) for k in (1, 2))
-    folder = mask_paths[image_ids[0]].parent
+    bar = tqdm(results, total=len(pairs), desc="checking masks", unit="mask", disable=rank() != 0)
+    for labelled, foreground in bar:
+        unlabelled += not labelled
+        background_only += labelled and not foreground
+    total, folder = len(pairs), mask_paths[image_ids[0]].parent
     if unlabelled == total:
         raise UserError(f"{folder}: every pixel of all {total} masks is 255; give masks with labels")
-    if rank() == 0 and unlabelled:
+    if unlabelled:
         log.warning("warning: %d of %d masks in %s are 255 everywhere", unlabelled, total, folder)
-    if rank() == 0 and background_only:
+    if background_only:
         log.warning("warning: %d of %d masks in %s hold background only", background_only, total, folder)
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import segmentation.data
 from segmentation.data import SegmentationDataset, check_masks
 from wsss.datasets import load_dataset
 from wsss.errors import UserError
@@ -254,35 +253,3 @@ def test_masks_without_labels(spec, caplog):
     caplog.clear()
     check(spec, ids[-2:])
     assert not caplog.records
-
-
-def two_processes(monkeypatch, spec, ids):
-    """What each of two processes ends with, None or the error: run in turns, the first turn gathers."""
-    shares, outcome = {}, {}
-    for turn in range(2):
-        for rank in range(2):
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("WORLD_SIZE", "2")
-
-            def gather(value, rank=rank, turn=turn):
-                shares[rank] = value
-                return [value] if turn == 0 else [shares[0], shares[1]]
-
-            monkeypatch.setattr(segmentation.data, "gather_objects", gather)
-            try:
-                outcome[rank] = check(spec, ids)
-            except UserError as error:
-                outcome[rank] = str(error)
-    return outcome, shares
-
-
-def test_processes_share_the_check_and_end_alike(spec, monkeypatch, caplog):
-    nothing = np.full((60, 80), 255, np.uint8)
-    ids = [add(spec, f"{k}.png", mask=nothing if k in (0, 1, 2, 4) else None) for k in range(5)]
-    outcome, shares = two_processes(monkeypatch, spec, ids)
-    assert outcome == {0: None, 1: None}
-    assert [shares[rank][1] for rank in (0, 1)] == [3, 1]  # ids 0, 2, 4 and 1
-    assert "4 of 5 masks" in caplog.records[-1].getMessage()
-    cut(spec.image_path("3.png"))
-    outcome, _ = two_processes(monkeypatch, spec, ids)
-    assert outcome[0] == outcome[1] and "images/3.png: damaged" in outcome[0]
