@@ -26,13 +26,14 @@ from weaktr.engine import check_scorable, score_cams, train_one_epoch, validate
 from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.monitor import write_epoch, write_pictures, write_step
 from weaktr.search_threshold import SWEEP
-from wsss.backbones import get_backbone, pretrained_state
+from wsss.backbones import get_backbone
 from wsss.config import DataOptions, as_plain, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.errors import UserError
 from wsss.loading import StepBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
+from wsss.pretrained import read_weights
 from wsss.run import open_run
 from wsss.training import amp_dtype, amp_name, load_training, save_training
 from wsss.transforms import classification_train_transform, classification_val_transform
@@ -250,7 +251,7 @@ def new_model(config: Config, spec, plan: Plan, *, resumed: bool) -> WeakTr:
     """The network with its starting weights, which a resumed run does not need again."""
     model = build_weaktr(**model_args(config, spec, plan), drop_path=config.drop_path)
     if config.pretrained != "none" and not resumed:
-        start_from_pretrained(model, pretrained_state(config.pretrained, config.backbone), config.pretrained)
+        start_from_pretrained(model, read_weights(config.pretrained, config.backbone), config.pretrained)
     return model
 
 

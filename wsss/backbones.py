@@ -4,16 +4,9 @@ The statistics belong to the encoder: a network carries them (``model.pixel_mean
 them there, so that no data code can disagree with the backbone.
 """
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch import Tensor
-
-from wsss.checkpoint import load_checkpoint, unwrap_state
 from wsss.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,32 +104,3 @@ def get_backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise UserError(f"--backbone {name}: unknown; choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
-
-
-def pretrained_state(source: str, backbone_name: str) -> dict[str, Tensor]:
-    """ImageNet weights under timm's names.
-
-    Args:
-        source: A file (.pth, .pt, .safetensors), or a name on timm's hub, or ``"hub"`` for the backbone's
-            published starting weights.
-
-    Raises:
-        UserError: Neither a file nor a name that the hub delivers.
-    """
-    if Path(source).is_file():
-        return unwrap_state(load_checkpoint(Path(source)), source)
-    name = get_backbone(backbone_name).hub_name if source == "hub" else source
-    if name is None:
-        raise UserError(f"--pretrained {source}: {backbone_name} has no published weights; give a file")
-    if Path(source).suffix in (".pth", ".pt", ".safetensors", ".npz") or "/" in source:
-        raise UserError(f"{source}: no such file; give --pretrained an existing file or a timm model name")
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # unknown name, no network, hub's own errors: many types
-        reason = f"{type(error).__name__}: {str(error)[:120]}"
-        raise UserError(
-            f"--pretrained {source}: no such file, and timm's hub did not deliver it ({reason}); "
-            "give the path of a downloaded weights file"
-        ) from error
