@@ -1,6 +1,7 @@
 """The segmenter: a plain ViT encoder and a mask-transformer decoder (arXiv 2105.05633, arXiv 2304.01184)."""
 
 import inspect
+import logging
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
 from wsss.pretrained import encoder_state, log_starting_weights, read_weights
 from wsss.vit import VisionTransformer, init_linear, resize_positions
+
+log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 
@@ -126,7 +129,8 @@ def start_from_pretrained(model: Segmenter, source: str) -> None:
     own = encoder.state_dict()
     kept = {k: v for k, v in own.items() if k.startswith("head.") or "rope.freqs_" in k}
     load_strict(encoder, {**found.state, **kept}, source)
-    log_starting_weights(source, found, fresh=[*kept, *(f"decoder.{k}" for k in model.decoder.state_dict())])
+    fresh = [*kept, *(f"decoder.{name}" for name in model.decoder.state_dict())]
+    log_starting_weights(log, source, found, fresh)
 
 
 def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmenter, dict]:

@@ -91,3 +91,20 @@ def trained(miniature, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "train"
     finish(*argv("weaktr.train", "--data-path", miniature, "--output-dir", folder, *TRAIN_OPTIONS))
     return folder
+
+
+# 8 steps, 4 an epoch, saved twice in between; the rate moves the weights
+SEGMENTER_OPTIONS = (
+    "--backbone", "vit_micro_patch8_96", "--pretrained", "none", "--short-side", "72", "--crop-size", "64",
+    "--batch-size", "4", "--iterations", "8", "--save-every", "3", "--lr", "0.05", "--workers", "0",
+    "--overlays", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def segmenter(miniature, tmp_path_factory) -> Path:
+    """Output folder of a stage 2 training on the miniature's true masks. Read only."""
+    folder = tmp_path_factory.mktemp("segmenter") / "train"
+    options = ("--data-path", miniature, "--output-dir", folder, *SEGMENTER_OPTIONS)
+    finish(*argv("segmentation.train", *options))
+    return folder

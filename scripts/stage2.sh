@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Stage 2: train a segmenter on masks, usually stage 1's pseudo-masks, predict, and score.
+#
+#   bash scripts/stage2.sh DATASET DATA MASKS OUT [BACKBONE]
+#
+#          DATASET: voc12, coco14 or folder (docs/data.md). MASKS: folder of <id>.png for the training list, or
+#          "true" for the data set's own masks (the supervised bound). BACKBONE: a name of wsss/backbones.py.
+# Needs    the packages (installed on first use, scripts/env.sh), and ImageNet weights: a folder of files named
+#          like the backbone (PRETRAINED=DIR), one file (PRETRAINED_WEIGHTS=FILE), or the network, where timm's
+#          hub delivers the published ones. True masks of the validation list are needed only for scores.
+# Writes   OUT/train, OUT/single/SPLIT (one scale), OUT/multi_crf/SPLIT (the published test: six scales with mirrors,
+#          both decoder blocks, CRF); docs/formats.md.
+# Resumes  Run the same line again: every step continues or keeps what it finished.
+# Expect   val mIoU of the published test, for DeiT-S / DINOv2-S / ViT-S / EVA-02-S:
+#            voc12   74.0 / 75.8 / 78.4 / 78.5 published; not measured here
+#            coco14  46.9 / 48.9 / 50.3 / 51.1 published; not measured here
+#            folder  voc-animals, ViT-Ti: docs/results.md
+# Time     voc12, coco14: not measured here. folder, voc-animals: docs/results.md
+#
+# Settings, by environment variable (defaults in the table below):
+#   PRETRAINED_WEIGHTS  file, timm name, "hub", or "none" to start from nothing
+#   SPLITS              lists to predict, such as "val train"
+#   GPUS=N              N processes for training and prediction (torchrun), on N GPUs, or on the CPU
+#   WORKERS             processes for reading pictures, CRF and scoring
+#   TRAIN_OPTIONS PREDICT_OPTIONS   further options of segmentation.train and segmentation.predict
+set -euo pipefail
+
+usage() {
+    echo "error: $1; usage: bash scripts/stage2.sh voc12|coco14|folder DATA MASKS OUT [BACKBONE]" >&2
+    exit 2
+}
+[ $# -eq 4 ] || [ $# -eq 5 ] || usage "4 or 5 arguments are needed, $# were given"
+dataset=$1 data=$2 masks=$3 out=$4
+
+# Published settings are the commands' own defaults; the table holds what differs.
+case $dataset in
+    #        network                          further options
+    voc12)   backbone=deit_small_patch16_224  train_options="" ;;
+    coco14)  backbone=deit_small_patch16_224  train_options="--eval-every 20000" ;;  # 40,137 pictures each time
+    folder)  backbone=vit_tiny_patch16_224    train_options="FOLDER_OPTIONS" ;;  # small data, chosen on voc-animals
+    *)       usage "unknown data set $dataset" ;;
+esac
+backbone=${5:-$backbone}
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+[ "$val_split" = - ] && predicted=$train_split || predicted=$val_split
+splits=${SPLITS:-$predicted}
+mask_dir=(--mask-dir "$masks")
+[ "$masks" = true ] && mask_dir=()
+
+step "training on $train_split"
+"${parallel[@]}" -m segmentation.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
+    "${mask_dir[@]}" --backbone "$backbone" --pretrained "$weights" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
+
+predict() {  # predict FOLDER SPLIT options
+    local folder=$1 split=$2
+    shift 2
+    "${parallel[@]}" -m segmentation.predict "${common[@]}" --checkpoint "$out/train/last.pth" --split "$split" \
+        --output-dir "$out/$folder/$split" "${workers[@]}" "$@" ${PREDICT_OPTIONS:-}
+}
+for split in $splits; do  # the last step's network, as published: nothing was chosen on masks
+    step "prediction of $split at one scale"
+    predict single "$split" --overlays 12
+    step "prediction of $split, the published test"
+    predict multi_crf "$split" --multi-scale --decoder-blocks fused --crf
+done
+echo
+echo "done: label maps in $out/single and $out/multi_crf"
