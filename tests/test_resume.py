@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from tests.commands import ROOT, argv, environment, finish, run_here, run_process
-from tests.conftest import TRAIN_OPTIONS
+from tests.conftest import SEGMENTER_OPTIONS, TRAIN_OPTIONS
 
-EPOCHS = 5
 # stochastic depth, worker processes and an evaluation only now and then: what a restart could get wrong
-OPTIONS = (*TRAIN_OPTIONS, "--epochs", EPOCHS, "--drop-path", "0.2", "--eval-every", "2", "--overlays", "0")
+STAGE1 = (*TRAIN_OPTIONS, "--epochs", 5, "--drop-path", "0.2", "--eval-every", "2", "--overlays", "0")
+# saves at 3, 4, 6, 8, 9, 12 of 12 steps, in the middle of epochs of 4 steps too; the decoder has dropout
+STAGE2 = (*SEGMENTER_OPTIONS, "--iterations", 12, "--drop-path", "0.2", "--overlays", "0")
+TRAININGS = {"weaktr.train": STAGE1, "segmentation.train": STAGE2}
 
 
 def _die_in_write(count, suffix, module, *options):
@@ -40,36 +42,39 @@ def _equal(a, b) -> bool:
     return a == b
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(miniature, tmp_path_factory):
+@pytest.fixture(scope="module", params=TRAININGS)
+def uninterrupted(request, miniature, tmp_path_factory):
+    """Command, its options and the folder of a training that nothing disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "train"
-    run_here("weaktr.train", "--data-path", miniature, "--output-dir", folder, *OPTIONS)
-    assert len(_records(folder)) == EPOCHS
-    return folder
+    options = ("--data-path", miniature, *TRAININGS[request.param])
+    run_here(request.param, *options, "--output-dir", folder)
+    assert len(_records(folder)) == {"weaktr.train": 5, "segmentation.train": 6}[request.param]
+    return request.param, options, folder
 
 
-def _assert_same_training(folder, uninterrupted):
-    assert _records(folder) == _records(uninterrupted)
+def _assert_same_training(folder, expected):
+    assert _records(folder) == _records(expected)
     for name in ("last.pth", "best.pth"):
-        ours, theirs = (torch.load(f / name, weights_only=True) for f in (folder, uninterrupted))
-        for key in ("model", "best", "epoch", *(["optimizer"] if name == "last.pth" else [])):
+        ours, theirs = (torch.load(f / name, weights_only=True) for f in (folder, expected))
+        progress = {"epoch", "step"} & ours.keys()
+        for key in ("model", "best", *progress, *(["optimizer"] if name == "last.pth" else [])):
             assert _equal(ours[key], theirs[key]), (name, key)
     assert not list(folder.glob(".*tmp"))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_training_killed_at_seeded_moments(seed, miniature, uninterrupted, tmp_path):
+def test_training_killed_at_seeded_moments(seed, uninterrupted, tmp_path):
+    module, options, expected = uninterrupted
     rng = random.Random(seed)
     folder = tmp_path / "train"
-    command = argv("weaktr.train", "--data-path", miniature, "--output-dir", folder, *OPTIONS, "--workers", 1)
-    for finished_epochs in sorted(rng.sample(range(EPOCHS - 1), 2)):
+    command = argv(module, *options, "--output-dir", folder, "--workers", 1)
+    for saves in sorted(rng.sample(range(len(_records(expected)) - 1), 2)):
         process = subprocess.Popen(
             command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         deadline = time.time() + 120
         while not (folder / "config.json").is_file() or (
-            finished_epochs
-            and (not (folder / "log.jsonl").is_file() or len(_records(folder)) < finished_epochs)
+            saves and (not (folder / "log.jsonl").is_file() or len(_records(folder)) < saves)
         ):
             assert process.poll() is None and time.time() < deadline, process.communicate()
             time.sleep(0.005)
@@ -78,26 +83,29 @@ def test_training_killed_at_seeded_moments(seed, miniature, uninterrupted, tmp_p
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     printed = finish(*command)
-    if finished_epochs:
+    if saves:
         assert "continuing" in printed
-    _assert_same_training(folder, uninterrupted)
+    _assert_same_training(folder, expected)
 
 
 @pytest.mark.parametrize(("count", "name"), [(2, "last.pth"), (1, "best.pth")])
-def test_training_killed_inside_a_save(count, name, miniature, uninterrupted, tmp_path):
+def test_training_killed_inside_a_save(count, name, uninterrupted, tmp_path):
+    module, options, expected = uninterrupted
     folder = tmp_path / "train"
-    options = ("--data-path", miniature, "--output-dir", folder, *OPTIONS)
-    _die_in_write(count, name, "weaktr.train", *options)
+    options = (*options, "--output-dir", folder)
+    _die_in_write(count, name, module, *options)
     assert (folder / f".{name}.tmp").stat().st_size > 10_000  # the half-written one
-    assert torch.load(folder / "last.pth", weights_only=True)["epoch"] == 1  # the good one
-    run_here("weaktr.train", *options)
-    _assert_same_training(folder, uninterrupted)
+    content = torch.load(folder / "last.pth", weights_only=True)  # the good one
+    assert content.get("epoch", 1) == 1 and content.get("step", 3) == 3
+    run_here(module, *options)
+    _assert_same_training(folder, expected)
 
 
-def test_a_finished_training_is_left_as_it_is(miniature, uninterrupted):
-    before = {p.name: p.read_bytes() for p in uninterrupted.glob("*.pth")}
-    run_here("weaktr.train", "--data-path", miniature, "--output-dir", uninterrupted, *OPTIONS)
-    assert {p.name: p.read_bytes() for p in uninterrupted.glob("*.pth")} == before
+def test_a_finished_training_is_left_as_it_is(uninterrupted):
+    module, options, folder = uninterrupted
+    before = {p.name: p.read_bytes() for p in folder.glob("*.pth")}
+    run_here(module, *options, "--output-dir", folder)
+    assert {p.name: p.read_bytes() for p in folder.glob("*.pth")} == before
 
 
 def test_cams_and_masks_killed_inside_a_write(miniature, trained, tmp_path, capsys):
