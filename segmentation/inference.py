@@ -82,8 +82,8 @@ def sliding_window_logits(
     for first in range(0, len(starts), window_batch):
         chosen = starts[first : first + window_batch]
         crops = torch.stack([images[b, :, y : y + window, x : x + window] for b, y, x in chosen])
-        if decoder_blocks == [len(model.decoder.blocks)]:
-            found = [model(crops)]
+        if len(decoder_blocks) == 1:
+            found = [model(crops, decoder_block=decoder_blocks[0])]
         else:
             found = model.block_logits(crops)
             found = [found[number - 1] for number in decoder_blocks]
@@ -148,7 +148,7 @@ def sliding_window_probs(
         window=window,
         stride=stride,
         window_batch=window_batch,
-        decoder_blocks=[decoder_block or len(model.decoder.blocks)],
+        decoder_blocks=[len(model.decoder.blocks) if decoder_block is None else decoder_block],
         output_size=tuple(output_size),
     )[0]
 

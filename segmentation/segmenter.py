@@ -162,7 +162,9 @@ def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmente
         raise UserError(f"{path}: is a {arguments['backbone']}, not {backbone}; leave --backbone out")
     model = build_segmenter(**arguments)
     load_strict(model, state, path)
-    return model.eval(), {k: v for k, v in content.items() if k not in ("model", "optimizer")}
+    weights = ("model", "state_dict", "optimizer")  # bare in some files
+    entries = {k: v for k, v in content.items() if k not in weights and not isinstance(v, Tensor)}
+    return model.eval(), entries
 
 
 def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None) -> dict:
