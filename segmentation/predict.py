@@ -171,8 +171,8 @@ def find_pictures(config: Config) -> Pictures:
         split = config.split or spec.val_split
         paths = {image_id: spec.image_path(image_id) for image_id in spec.image_ids(split)}
         found = Pictures(split, paths, mask_paths_of(spec, split), spec)
-    folders = {path.resolve().parent for path in (*found.paths.values(), *found.masks.values())}
-    if config.output_dir.resolve() in folders:
+    folders = {path.parent for path in (*found.paths.values(), *found.masks.values())}
+    if config.output_dir.resolve() in {folder.resolve() for folder in folders}:
         raise UserError(
             f"{config.output_dir}: holds the pictures or their masks, which would be written over; "
             "choose another --output-dir"
@@ -244,13 +244,14 @@ def number_of_overlays(text: str) -> int | None:
 
 
 def predict(config: Config, plan: Plan, pictures: Pictures, model: Segmenter, output_dir: Path) -> int:
-    """Write what is missing of this process's share; returns of how many pictures.
+    """Write what is missing of this process's share; returns how many label maps that were.
 
     The network goes on while other processes run the CRF and write. At a bad picture it stops, when the files
     of those before are written.
     """
     share = {i: outputs_of(config, plan, output_dir, i) for i in shard(list(pictures.paths))}
     todo = [i for i, outputs in share.items() if outputs.missing()]
+    new = sum(outputs.mask in outputs.missing() for outputs in share.values())
     how = {"protocol": plan.protocol, "crf": plan.crf_preset is not None, "amp_dtype": plan.amp_dtype}
     how |= {"max_side": config.max_side, "exif": config.exif}
     failures = []
@@ -270,7 +271,7 @@ def predict(config: Config, plan: Plan, pictures: Pictures, model: Segmenter, ou
         pass
     if failures:
         raise failures[0]
-    return len(todo)
+    return new
 
 
 def outputs_of(config: Config, plan: Plan, output_dir: Path, image_id: str) -> Outputs:
@@ -285,25 +286,28 @@ def report(config: Config, plan: Plan, pictures: Pictures, model: Segmenter, ent
     """The score, where there are masks, with all that it depends on."""
     how = {"crf_preset": plan.crf_preset, "amp_dtype": plan.amp_dtype}
     parts = [f"{pictures.name}, {len(pictures.paths)} pictures", result_line(model, plan.protocol, **how)]
+    score = "no score, not every picture has a mask"
     if pictures.masks:
         size = {"num_classes": model.num_classes, "workers": config.workers}
         confusion = score_masks(config.output_dir, pictures.masks, **size)
-        about = {
-            "split": pictures.name,
-            "images": len(pictures.paths),
-            "pred_dir": str(config.output_dir),
-            "mask_dir": str(next(iter(pictures.masks.values())).parent),
-            "checkpoint": str(config.checkpoint),
-            "checkpoint_sha256": plan.identity["checkpoint_sha256"],
-            "checkpoint_chosen_by": chosen_by(entries),
-            **result_record(model, plan.protocol, **how),
-            "max_side": config.max_side,
-            "exif": config.exif,
-        }
-        scores = write_score(config.output_dir, confusion, plan.class_names[1:], about)
-        parts.insert(0, f"mIoU {100 * scores.mean_iou:.2f}%")
-    elif pictures.spec is not None:
-        parts.insert(0, "no score, not every picture has a mask")
+        score = "no score, every pixel of the masks is 255"
+        if confusion.counts.any():
+            about = {
+                "split": pictures.name,
+                "images": len(pictures.paths),
+                "pred_dir": str(config.output_dir),
+                "mask_dir": str(next(iter(pictures.masks.values())).parent),
+                "checkpoint": str(config.checkpoint),
+                "checkpoint_sha256": plan.identity["checkpoint_sha256"],
+                "checkpoint_chosen_by": chosen_by(entries),
+                **result_record(model, plan.protocol, **how),
+                "max_side": config.max_side,
+                "exif": config.exif,
+            }
+            scores = write_score(config.output_dir, confusion, plan.class_names[1:], about)
+            score = f"mIoU {100 * scores.mean_iou:.2f}%"
+    if pictures.spec is not None:
+        parts.insert(0, score)
     log.info(" | ".join(parts))
 
 
