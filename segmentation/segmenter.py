@@ -96,21 +96,18 @@ def build_segmenter(
         The network, with ``pixel_mean``, ``pixel_std`` (of pixels in 0..1), ``backbone`` and ``image_size``
         as plain attributes.
     """
-    sizes = get_backbone(backbone)
+    found = get_backbone(backbone)
     encoder = Encoder(
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        patch_size=sizes.patch_size,
+        **found.sizes,
         image_size=image_size,
         drop_path=drop_path,
-        layer_scale=sizes.family == "dinov2",
-        eva=sizes.family == "eva02",
+        layer_scale=found.family == "dinov2",
+        eva=found.family == "eva02",
     )
-    model = Segmenter(encoder, MaskTransformer(sizes.embed_dim, num_classes, dropout=dropout))
+    model = Segmenter(encoder, MaskTransformer(found.embed_dim, num_classes, dropout=dropout))
     model.backbone, model.image_size = backbone, image_size
-    model.pixel_mean = tuple(level / 255 for level in sizes.statistics.level_mean)
-    model.pixel_std = tuple(level / 255 for level in sizes.statistics.level_std)
+    model.pixel_mean = tuple(level / 255 for level in found.statistics.level_mean)
+    model.pixel_std = tuple(level / 255 for level in found.statistics.level_std)
     return model
 
 

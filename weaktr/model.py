@@ -143,22 +143,19 @@ def build_weaktr(
         image_size: Side of the training crop, pixels: fixes the grid of ``pos_embed``.
         drop_path: Stochastic depth of the last block; 0.1 in the published training.
     """
-    sizes = get_backbone(backbone)
-    if sizes.family not in STAGE1_FAMILIES:
+    found = get_backbone(backbone)
+    if found.family not in STAGE1_FAMILIES:
         raise UserError(f"--backbone {backbone}: for stage 2 only; stage 1 takes a DeiT or a plain ViT")
     model = WeakTr(
         num_classes=num_classes,
         reduction=reduction,
         pool={"average": "avg", "mean": "avg"}.get(pool, pool),
         feat_reduction=feat_reduction,
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        num_heads=sizes.num_heads,
-        patch_size=sizes.patch_size,
+        **found.sizes,
         image_size=image_size,
         drop_path=drop_path,
     )
-    model.pixel_mean, model.pixel_std = sizes.pixel_mean, sizes.pixel_std
+    model.pixel_mean, model.pixel_std = found.pixel_mean, found.pixel_std
     return model
 
 

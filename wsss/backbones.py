@@ -47,6 +47,12 @@ class Backbone:
     hub_name: str | None  # timm's name of the published starting weights
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """What ``wsss.vit.VisionTransformer`` is built from."""
+        names = ("embed_dim", "depth", "num_heads", "patch_size")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def pixel_mean(self) -> tuple[float, float, float]:
         return self.statistics.mean
 
