@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.decoders.mask_transformer import NORM_EPS, MaskTransformer
-from wsss.backbones import BACKBONES, get_backbone
+from wsss.backbones import BACKBONES, fitting_backbones, get_backbone
 from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
 from wsss.pretrained import encoder_state, log_starting_weights, read_weights
@@ -97,13 +97,7 @@ def build_segmenter(
         as plain attributes.
     """
     found = get_backbone(backbone)
-    encoder = Encoder(
-        **found.sizes,
-        image_size=image_size,
-        drop_path=drop_path,
-        layer_scale=found.family == "dinov2",
-        eva=found.family == "eva02",
-    )
+    encoder = Encoder(**found.architecture, image_size=image_size, drop_path=drop_path)
     model = Segmenter(encoder, MaskTransformer(found.embed_dim, num_classes, dropout=dropout))
     model.backbone, model.image_size = backbone, image_size
     model.pixel_mean = tuple(level / 255 for level in found.statistics.level_mean)
@@ -171,16 +165,8 @@ def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None) -> di
         raise UserError(f"{path}: not a segmenter's checkpoint ({missing[0]} missing); check the path")
     width, patch = state["encoder.cls_token"].shape[-1], state["encoder.patch_embed.proj.weight"].shape[-1]
     depth = len({k.split(".")[2] for k in state if k.startswith("encoder.blocks.")})
-    families = ("deit", "vit")
-    if "encoder.blocks.0.ls1.gamma" in state:
-        families = ("dinov2",)
-    elif "encoder.blocks.0.attn.q_bias" in state:
-        families = ("eva02",)
-    fitting = [
-        name
-        for name, b in BACKBONES.items()
-        if b.family in families and (b.embed_dim, b.depth, b.patch_size) == (width, depth, patch)
-    ]
+    names = [k.removeprefix("encoder.") for k in state if k.startswith("encoder.")]
+    fitting = [n for n in fitting_backbones(names, width, depth) if BACKBONES[n].patch_size == patch]
     shown = ", ".join(fitting) or "none"
     if not fitting or backbone not in (None, *fitting):
         raise UserError(

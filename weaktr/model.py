@@ -151,7 +151,7 @@ def build_weaktr(
         reduction=reduction,
         pool={"average": "avg", "mean": "avg"}.get(pool, pool),
         feat_reduction=feat_reduction,
-        **found.sizes,
+        **found.architecture,
         image_size=image_size,
         drop_path=drop_path,
     )
@@ -167,7 +167,7 @@ def start_from_pretrained(model: WeakTr, state: dict[str, Tensor], source) -> No
         UserError: A tensor of another name or shape, or one that is missing.
     """
     fresh = ("head.", "adaptive_attention_fusion.")
-    dropped = [k for k in state if k.startswith(("head.", "head_dist.", "fc_norm."))]
+    dropped = [k for k in state if k.startswith(("head.", "head_dist.", "fc_norm.", "pre_logits."))]
     state = {k: v.float() for k, v in state.items() if k not in dropped}
     if "dist_token" in state:
         raise UserError(f"{source}: distilled DeiT has a second token; give the plain DeiT's weights")

@@ -4,6 +4,8 @@ The statistics belong to the encoder: a network carries them (``model.pixel_mean
 them there, so that no data code can disagree with the backbone.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wsss.errors import UserError
@@ -47,10 +49,11 @@ class Backbone:
     hub_name: str | None  # timm's name of the published starting weights
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What ``wsss.vit.VisionTransformer`` is built from."""
+    def architecture(self) -> dict:
+        """What ``wsss.vit.VisionTransformer`` is built from, but for the image's size."""
         names = ("embed_dim", "depth", "num_heads", "patch_size")
-        return {name: getattr(self, name) for name in names}
+        sizes = {name: getattr(self, name) for name in names}
+        return sizes | {"layer_scale": self.family == "dinov2", "eva": self.family == "eva02"}
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:
@@ -110,3 +113,23 @@ def get_backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise UserError(f"--backbone {name}: unknown; choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def fitting_backbones(names: Iterable[str], width: int | None, depth: int) -> list[str]:
+    """Backbones that a state may be of: DeiT and plain ViT cannot be told apart.
+
+    Args:
+        names: Of the encoder's tensors, in any published naming.
+        width, depth: D and the number of blocks.
+    """
+    names = list(names)
+    families = ("deit", "vit")
+    if any(name.endswith("ls1.gamma") for name in names):
+        families = ("dinov2",)
+    elif any(re.search(r"attn\.(q_bias|q_proj)|mlp\.(w12|w1|fc1_g)\.", name) for name in names):
+        families = ("eva02",)
+    return [
+        name
+        for name, b in BACKBONES.items()
+        if (b.embed_dim, b.depth) == (width, depth) and b.family in families
+    ]

@@ -79,7 +79,8 @@ def unwrap_state(content: Mapping, source) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    state = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {k.removeprefix("module."): v for k, v in tensors.items()}
     if not state:
         raise UserError(f"{source}: holds no tensors; check that it is a weights file")
     return state

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.backbones import BACKBONES, Backbone, get_backbone
+from wsss.backbones import Backbone, fitting_backbones, get_backbone
 from wsss.checkpoint import load_checkpoint, unwrap_state
 from wsss.errors import UserError
 from wsss.vit import VisionTransformer, resize_positions
@@ -304,15 +304,7 @@ def _check_fit(state: dict[str, Tensor], raw: dict[str, Tensor], backbone_name: 
 def _expected_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the encoder, but for its head and rotary tables; positions of one patch."""
     with torch.device("meta"):
-        encoder = VisionTransformer(
-            embed_dim=backbone.embed_dim,
-            depth=backbone.depth,
-            num_heads=backbone.num_heads,
-            patch_size=backbone.patch_size,
-            image_size=backbone.patch_size,
-            layer_scale=backbone.family == "dinov2",
-            eva=backbone.family == "eva02",
-        )
+        encoder = VisionTransformer(**backbone.architecture, image_size=backbone.patch_size)
     return {k: tuple(v.shape) for k, v in encoder.state_dict().items() if "rope." not in k}
 
 
@@ -321,16 +313,7 @@ def _fitting_backbones(raw: dict[str, Tensor]) -> list[str]:
     names = [re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", k) for k in raw]
     depth = len({k.split(".")[1] for k in names if k.startswith("blocks.")})
     width = raw["cls_token"].shape[-1] if "cls_token" in raw and raw["cls_token"].ndim else None
-    families = ("deit", "vit")
-    if any(k.endswith("ls1.gamma") for k in names):
-        families = ("dinov2",)
-    elif any(re.search(r"attn\.(q_bias|q_proj)|mlp\.(w12|w1|fc1_g)\.", k) for k in names):
-        families = ("eva02",)
-    return [
-        name
-        for name, b in BACKBONES.items()
-        if (b.embed_dim, b.depth) == (width, depth) and b.family in families
-    ]
+    return fitting_backbones(names, width, depth)
 
 
 # ------------------------------------------------------------------------------------------- logging
