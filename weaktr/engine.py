@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from weaktr.cams import multi_scale_cams, network_sizes
 from weaktr.model import WeakTr, weaktr_loss
-from weaktr.search_threshold import ThresholdAccumulator, ThresholdCurve
+from weaktr.thresholds import ThresholdAccumulator, ThresholdCurve
 from wsss.distributed import all_sum, gather_objects, rank, shard, world_size
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from weaktr.cams import cam_grids, multi_scale_cams, predicted_labels
 from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
-from weaktr.search_threshold import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
+from weaktr.thresholds import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
 from wsss.cam_files import CamFile, maps_from_grids, read_cams, write_cams, write_compact_cams
 from wsss.checkpoint import check_classes
 from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command

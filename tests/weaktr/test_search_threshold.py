@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weaktr.search_threshold import (
+from weaktr.search_threshold import Config, main, threshold_curve
+from weaktr.thresholds import (
     SWEEP,
-    Config,
     ThresholdAccumulator,
     ThresholdCurve,
-    main,
     otsu_threshold,
-    threshold_curve,
     threshold_values,
 )
 from wsss.cam_files import maps_from_grids, read_cams, write_cams, write_compact_cams
