@@ -19,10 +19,13 @@
 #
 # Settings, by environment variable (defaults in the table below):
 #   PRETRAINED_WEIGHTS  file, timm name, "hub", or "none" to start from nothing
+#   BACKBONE            as the fifth argument
 #   SPLITS              lists to predict, such as "val train"
 #   GPUS=N              N processes for training and prediction (torchrun), on N GPUs, or on the CPU
 #   WORKERS             processes for reading pictures, CRF and scoring
-#   TRAIN_OPTIONS PREDICT_OPTIONS   further options of segmentation.train and segmentation.predict
+#   TRAIN_OPTIONS       further options of segmentation.train; a batch of 4 feeds at most 4 processes: with more,
+#                       give "--batch-size N" (and, in proportion, --lr)
+#   PREDICT_OPTIONS     further options of both predictions, such as "--window-batch 32"
 set -euo pipefail
 
 usage() {
@@ -41,7 +44,7 @@ case $dataset in
              train_options+=" --optimizer adamw --lr 5e-4 --min-lr 1e-6 --clip-start 0.6" ;;  # small data: chosen on voc-animals
     *)       usage "unknown data set $dataset" ;;
 esac
-backbone=${5:-$backbone}
+backbone=${5:-${BACKBONE:-$backbone}}
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ "$val_split" = - ] && predicted=$train_split || predicted=$val_split
@@ -57,7 +60,7 @@ predict() {  # predict FOLDER SPLIT options
     local folder=$1 split=$2
     shift 2
     "${parallel[@]}" -m segmentation.predict "${common[@]}" --checkpoint "$out/train/last.pth" --split "$split" \
-        --output-dir "$out/$folder/$split" "${workers[@]}" "$@" ${PREDICT_OPTIONS:-}
+        --output-dir "$out/$folder/$(basename "$split" .txt)" "${workers[@]}" "$@" ${PREDICT_OPTIONS:-}
 }
 for split in $splits; do  # the last step's network, as published: nothing was chosen on masks
     step "prediction of $split at one scale"

@@ -55,7 +55,7 @@ def chosen_by(entries: dict) -> str:
         return f"not recorded, epoch {entries['epoch']}" if "epoch" in entries else "not recorded"
     if not best or best["step"] != step:
         return f"step {step}, the last"
-    every = f", every {best['every']}th picture" if best["every"] > 1 else ""
+    every = f", one picture in {best['every']}" if best["every"] > 1 else ""
     return f"step {step}, best {best['measure']}: {100 * best['score']:.2f}% on {best['split']}{every}"
 
 

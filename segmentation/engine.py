@@ -12,8 +12,10 @@ from tqdm import tqdm
 from segmentation.data import read_fitting_mask
 from segmentation.inference import Protocol, predict_probs
 from segmentation.losses import IGNORED, gradient_clipping_loss, pixel_cross_entropy
+from segmentation.memory import fitting_protocol
 from segmentation.segmenter import Segmenter
 from wsss.distributed import all_sum, rank, shard, world_size
+from wsss.errors import UserError
 from wsss.io import read_image
 from wsss.loading import StepBatchSampler
 from wsss.metrics import ConfusionMatrix, Scores
@@ -63,7 +65,7 @@ def train_steps(
         amp_dtype: Autocast's type, None for float32 throughout.
         scaler: Loss scaler; enabled for float16 only.
         progress: Advanced by one per step.
-        on_look: Told the step and the means since the last look, of this process.
+        on_look: Told the steps done, and the means since the last look (of this process's part) and rates.
 
     Returns:
         Means over steps and processes, as ``Tally.means``.
@@ -97,13 +99,15 @@ def train_steps(
         scaler.step(optimizer)
         scaler.update()
         broken = torch.where((broken < 0) & ~torch.isfinite(loss.detach()), step, broken)
-        for tally in (total, recent):
-            tally.add(plain.detach(), used.detach(), masks, pixels)
+        counts = count_step(plain.detach(), used.detach(), masks, pixels)
+        total.sums += counts
+        recent.sums += counts
         if (step + 1) % LOOK_EVERY == 0 or step == steps[-1]:
             if (at := int(broken)) >= 0:
-                raise broken_loss(float("nan"), at, [image_ids[i] for i in sampler.batch(at)])
+                raise broken_loss("not finite", at, [image_ids[i] for i in sampler.batch(at)])
             means = recent.means(processes=world_size())
-            on_look(step, means | {"lr": rate})
+            rates = {"lr/decoder": rate, "lr/encoder": optimizer.param_groups[0]["lr"]}
+            on_look(step + 1, means | rates)
             progress.set_postfix(loss=f"{means['loss']:.3f}", lr=f"{rate:.2e}", refresh=False)
             recent = Tally(device)
         progress.update()
@@ -120,25 +124,31 @@ def clip(pixel_loss: Tensor, clipping: Clipping, sampler: StepBatchSampler, step
     return gradient_clipping_loss(pixel_loss, **how, batch_size=sampler.global_size(step), all_sum=all_sum)
 
 
+def count_step(plain: Tensor, used: Tensor, masks: Tensor, pixels: int) -> Tensor:
+    """What a step adds to a ``Tally``, float64 (6,): mean loss before and after clipping, clipped pixels,
+    labelled pixels, whether any was clipped, 1.
+
+    Args:
+        plain, used: Loss before and after clipping, (B, H, W).
+        pixels: Of the global batch, labelled or not.
+    """
+    clipped = (used < plain).sum()
+    values = (
+        plain.sum(dtype=torch.float64) / pixels,
+        used.sum(dtype=torch.float64) / pixels,
+        clipped,
+        (masks != IGNORED).sum(),
+        clipped > 0,
+        torch.ones_like(clipped),
+    )
+    return torch.stack([v.double() for v in values])
+
+
 class Tally:
-    """Sums over steps that stay on the device until they are looked at."""
+    """Sums of ``count_step`` that stay on the device until they are looked at."""
 
     def __init__(self, device: torch.device):
-        # each step's mean loss before and after clipping; clipped, labelled pixels; steps that clip, steps
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
-
-    def add(self, plain: Tensor, used: Tensor, masks: Tensor, pixels: int) -> None:
-        """Count one step; ``pixels`` of the global batch, labelled or not."""
-        clipped = (used < plain).sum()
-        values = (
-            plain.sum(dtype=torch.float64) / pixels,
-            used.sum(dtype=torch.float64) / pixels,
-            clipped,
-            (masks != IGNORED).sum(),
-            clipped > 0,
-            torch.ones_like(clipped),
-        )
-        self.sums += torch.stack([v.double() for v in values])
 
     def means(self, processes: int = 1) -> dict[str, float]:
         """``loss`` and ``clipped_loss`` per pixel; ``clipped_pixels``, share of the labelled pixels that gave
@@ -161,8 +171,13 @@ def evaluate(
     *,
     exif: bool = False,
     max_side: int | None = None,
+    amp_dtype: torch.dtype | None = None,
 ) -> Scores:
-    """Predict pictures, keep nothing, and score them; over all processes."""
+    """Predict pictures, keep nothing, and score them; over all processes.
+
+    Raises:
+        UserError: The network gives values that are not finite, or a picture or mask is bad.
+    """
     model.eval()
     device = next(model.parameters()).device
     confusion = ConfusionMatrix(model.num_classes)
@@ -171,5 +186,10 @@ def evaluate(
         image = read_image(image_path, exif=exif)
         size = {"num_classes": model.num_classes}
         mask = read_fitting_mask(mask_paths[image_id], image_path, image.shape[:2], **size)
-        confusion.update(predict_probs(model, image, protocol, max_side=max_side).argmax(0), mask)
+        try:
+            fitting = fitting_protocol(model, image.shape[:2], protocol, max_side=max_side)
+            probs = predict_probs(model, image, fitting, max_side=max_side, amp_dtype=amp_dtype)
+        except UserError as error:
+            raise UserError(f"{image_path}: {error}") from error
+        confusion.update(probs.argmax(0), mask)
     return confusion.all_sum(device).scores()

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from segmentation.segmenter import Segmenter
+from wsss.errors import UserError
 from wsss.transforms import normalise, resize_bilinear, resized_size
 
 PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -53,19 +54,19 @@ def enlarged_size(size: tuple[int, int], window: int) -> tuple[int, int]:
 
 
 def sliding_window_logits(
-    model: Segmenter,
+    model: nn.Module,
     images: Tensor,
     *,
     window: int,
     stride: int,
     window_batch: int,
-    decoder_blocks: list[int],
+    decoder_blocks: list[int] | None,
 ) -> list[Tensor]:
     """Mean logits of all windows over each pixel, (B, K, H, W), one tensor per decoder block asked for.
 
     Args:
         images: (B, 3, H, W), normalised; both sides at least ``window``.
-        decoder_blocks: Block numbers, from 1.
+        decoder_blocks: Block numbers, from 1; None for what ``model(images)`` gives.
     """
     B, _, height, width = images.shape
     starts = [
@@ -74,34 +75,38 @@ def sliding_window_logits(
         for y in window_starts(height, window, stride)
         for x in window_starts(width, window, stride)
     ]
-    shape = (B, model.num_classes, height, width)
-    sums = [torch.zeros(shape, device=images.device) for _ in decoder_blocks]
+    sums: list[Tensor] = []
     counts = torch.zeros(1, 1, height, width, device=images.device)
     for _, y, x in starts[: len(starts) // B]:
         counts[..., y : y + window, x : x + window] += 1
     for first in range(0, len(starts), window_batch):
         chosen = starts[first : first + window_batch]
         crops = torch.stack([images[b, :, y : y + window, x : x + window] for b, y, x in chosen])
-        if len(decoder_blocks) == 1:
+        if decoder_blocks is None:
+            found = [model(crops)]
+        elif len(decoder_blocks) == 1:
             found = [model(crops, decoder_block=decoder_blocks[0])]
         else:
             found = model.block_logits(crops)
             found = [found[number - 1] for number in decoder_blocks]
+        if not sums:
+            shape = (B, found[0].shape[1], height, width)
+            sums = [torch.zeros(shape, device=images.device) for _ in found]
         for total, logits in zip(sums, found, strict=True):
             for (b, y, x), values in zip(chosen, logits.float(), strict=True):
                 total[b, :, y : y + window, x : x + window] += values
-    return [total / counts for total in sums]
+    return [total.div_(counts) for total in sums]
 
 
 def _windowed_probs(
-    model: Segmenter,
+    model: nn.Module,
     images: Tensor,
     mirrored: list[bool],
     *,
     window: int,
     stride: int,
     window_batch: int,
-    decoder_blocks: list[int],
+    decoder_blocks: list[int] | None,
     output_size: tuple[int, int],
 ) -> list[Tensor]:
     size = enlarged_size(tuple(images.shape[-2:]), window)
@@ -120,7 +125,7 @@ def _windowed_probs(
 
 @torch.no_grad()
 def sliding_window_probs(
-    model: Segmenter,
+    model: nn.Module,
     image: Tensor,
     *,
     flipped: bool = False,
@@ -136,10 +141,11 @@ def sliding_window_probs(
     resized bilinearly to ``output_size``, mirrored back, and go through softmax: in this order, as published.
 
     Args:
+        model: Images (b, 3, window, window) to logits (b, K, window, window).
         image: (B, 3, H, W), normalised.
         flipped: The picture given is mirrored; the result is mirrored back.
         output_size: (h, w) of the result.
-        decoder_block: Read the decoder after this block, from 1; by default after the last.
+        decoder_block: Read a segmenter's decoder after this block, from 1; by default after the last.
     """
     return _windowed_probs(
         model,
@@ -148,14 +154,19 @@ def sliding_window_probs(
         window=window,
         stride=stride,
         window_batch=window_batch,
-        decoder_blocks=[len(model.decoder.blocks) if decoder_block is None else decoder_block],
+        decoder_blocks=None if decoder_block is None else [decoder_block],
         output_size=tuple(output_size),
     )[0]
 
 
 @torch.no_grad()
 def predict_probs(
-    model: Segmenter, image: np.ndarray, protocol: Protocol, *, max_side: int | None = None
+    model: Segmenter,
+    image: np.ndarray,
+    protocol: Protocol,
+    *,
+    max_side: int | None = None,
+    amp_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Class probabilities of one picture at its own size, float32 (K, H, W) on the network's device.
 
@@ -165,6 +176,10 @@ def predict_probs(
         image: uint8 (H, W, 3).
         max_side: Probabilities of a larger picture are made at this longer side (pixels) and enlarged at the
             end; for pictures that would not fit in memory.
+        amp_dtype: Autocast's type for the network, None for float32.
+
+    Raises:
+        UserError: The network gives values that are not finite.
     """
     device = next(model.parameters()).device
     own_size = image.shape[:2]
@@ -178,21 +193,24 @@ def predict_probs(
         resized = resize_bilinear(image, resized_size(own_size, protocol.short_side, scale))
         pixels = normalise(resized, model.pixel_mean, model.pixel_std).to(device)
         mirrored = [False, True] if protocol.flip else [False]
-        probs = _windowed_probs(
-            model,
-            torch.stack([pixels.flip(-1) if flipped else pixels for flipped in mirrored]),
-            mirrored,
-            window=protocol.window,
-            stride=protocol.stride,
-            window_batch=protocol.window_batch,
-            decoder_blocks=blocks,
-            output_size=output_size,
-        )
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            probs = _windowed_probs(
+                model,
+                torch.stack([pixels.flip(-1) if flipped else pixels for flipped in mirrored]),
+                mirrored,
+                window=protocol.window,
+                stride=protocol.stride,
+                window_batch=protocol.window_batch,
+                decoder_blocks=blocks,
+                output_size=output_size,
+            )
         sums = [p.sum(0) for p in probs]
         totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
     views = len(protocol.scales) * (2 if protocol.flip else 1)
     means = [total / views for total in totals]
     probs = FIRST_BLOCK_WEIGHT * means[0] + means[1] if len(means) == 2 else means[0]
+    if not probs.isfinite().all():
+        raise UserError("the network gives values that are not finite; check --checkpoint, or use --amp off")
     if output_size != own_size:
         probs = F.interpolate(probs[None], size=own_size, mode="bilinear", align_corners=False)[0]
     return probs

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segmentation.inference import Protocol, predict_probs
-from segmentation.memory import check_memory
+from segmentation.memory import fitting_protocol
 from segmentation.segmenter import Segmenter
 from wsss.crf import crf_from_probs
 from wsss.errors import UserError
@@ -68,7 +68,7 @@ def make_task(
             raise UserError(f"{outputs.mask}: {image_path} has another size now; delete this label map")
         return Task(outputs, image, labels, None, None)
     try:
-        check_memory(model, image.shape[:2], protocol, max_side=max_side)
+        protocol = fitting_protocol(model, image.shape[:2], protocol, max_side=max_side)
         probs = _class_probs(model, image, protocol, max_side, amp_dtype)
     except UserError as error:
         raise UserError(f"{image_path}: {error}") from error
@@ -81,17 +81,12 @@ def make_task(
 
 def _class_probs(model: Segmenter, image, protocol: Protocol, max_side, amp_dtype) -> torch.Tensor:
     """float32 (K, H, W) on the network's device."""
-    device = next(model.parameters()).device
     try:
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            probs = predict_probs(model, image, protocol, max_side=max_side)
+        return predict_probs(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
     except torch.OutOfMemoryError:
         raise UserError(
             "the GPU's memory is full; use a smaller --window-batch, or shrink the picture with --max-side"
         ) from None
-    if not probs.isfinite().all():
-        raise UserError("the network gives values that are not finite; check --checkpoint, or use --amp off")
-    return probs
 
 
 def finish_task(task: Task, *, crf_preset: str | None, class_names: tuple[str, ...]) -> None:

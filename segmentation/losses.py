@@ -52,8 +52,8 @@ def gradient_clipping_loss(
     if all_sum is not None:
         sums = all_sum(sums)
     pictures = batch_size or B
-    sides = [torch.tensor([patch] * (n // patch) + [n % patch] * (n % patch > 0)) for n in (height, width)]
-    pixels = (sides[0][:, None] * sides[1]).to(sums.device)
+    sides = [_tile_sides(n, patch, sums.device) for n in (height, width)]
+    pixels = sides[0][:, None] * sides[1]
     mean = sums.sum() / (pictures * height * width)
     threshold = torch.maximum(sums / (pictures * pixels), mean)
     threshold = threshold.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width]
@@ -61,3 +61,8 @@ def gradient_clipping_loss(
     # a choice by value in place of one by branch: no wait for the device
     threshold = torch.where(mean > start, torch.inf, threshold)
     return torch.where(pixel_loss > threshold, threshold, pixel_loss)
+
+
+def _tile_sides(side: int, patch: int, device: torch.device) -> Tensor:
+    """Pixels of every tile along a side: ``patch``, the last one what is left."""
+    return (side - torch.arange(0, side, patch, device=device)).clamp(max=patch)

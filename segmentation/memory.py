@@ -1,6 +1,7 @@
 """Which pictures the free memory holds in prediction."""
 
 import math
+from dataclasses import replace
 
 from segmentation.inference import Protocol, enlarged_size, window_starts
 from segmentation.segmenter import Segmenter
@@ -9,27 +10,32 @@ from wsss.memory import free_memory
 from wsss.transforms import resized_size
 
 
-def check_memory(
+def fitting_protocol(
     model: Segmenter, size: tuple[int, int], protocol: Protocol, *, max_side: int | None = None
-) -> None:
-    """Refuse a picture that ``predict_probs`` could not hold in the free memory of the network's device.
+) -> Protocol:
+    """The protocol, with as many windows at a time as the free memory of the network's device holds.
 
     Args:
         size: (H, W) of the picture.
         max_side: As for ``predict_probs``.
 
     Raises:
-        UserError: Too large; names a ``--max-side`` that fits, where there is one.
+        UserError: ``predict_probs`` could not hold the picture with one window at a time; names a
+            ``--max-side`` that fits, where there is one.
     """
     free = free_memory(next(model.parameters()).device)
     if free is None:
-        return
-    fixed, probs = needed_memory(model, size, protocol)
+        return protocol
     enlarged = 2 * 4 * model.num_classes * size[0] * size[1]  # at the end, where --max-side acts
     shrink = min(1.0, max_side / max(size)) if max_side else 1.0
-    needed = fixed + probs * shrink**2 + enlarged * (shrink < 1)
-    if needed <= 0.8 * free:
-        return
+    while True:
+        fixed, probs = needed_memory(model, size, protocol)
+        needed = fixed + probs * shrink**2 + enlarged * (shrink < 1)
+        if needed <= 0.8 * free:
+            return protocol
+        if protocol.window_batch == 1:
+            break
+        protocol = replace(protocol, window_batch=protocol.window_batch // 2)
     share = (0.8 * free - fixed - enlarged) / probs
     side = int(max(size) * math.sqrt(share)) if share > 0 else 0
     remedy = f"use --max-side {side // 100 * 100 or side}" if side else "make it smaller, or leave it out"
@@ -51,7 +57,7 @@ def needed_memory(model: Segmenter, size: tuple[int, int], protocol: Protocol) -
     scaled = [resized_size(size, protocol.short_side, scale) for scale in protocol.scales]
     height, width = max((enlarged_size(s, window) for s in scaled), key=math.prod)
     windows = views * math.prod(len(window_starts(s, window, protocol.stride)) for s in (height, width))
-    sums = (2 * blocks * K + 6) * views * height * width
+    sums = (blocks * K + 6) * views * height * width
     # softmax of one block's views beside the other's; the scale before; sums over views and over scales
     maps = (blocks + 1) * views + (blocks * (views + 2) if len(scaled) > 1 else blocks)
     return 4 * (min(windows, protocol.window_batch) * per_window + sums), 4 * K * maps * size[0] * size[1]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from segmentation.inference import Protocol, predict_probs
@@ -12,10 +13,10 @@ from wsss.visualize import overlay, side_by_side
 
 
 def write_look(writer: SummaryWriter | None, step: int, values: dict[str, float]) -> None:
-    """Means since the last look. ``writer`` is None on all processes but the first."""
+    """Means since the last look, of the first process's part; ``writer`` is None on the others."""
     if writer is not None:
         for name, value in values.items():
-            writer.add_scalar("lr" if name == "lr" else f"step/{name}", value, step)
+            writer.add_scalar(name if name.startswith("lr/") else f"step/{name}", value, step)
 
 
 def write_record(writer: SummaryWriter, record: dict) -> None:
@@ -39,12 +40,14 @@ def write_pictures(
     *,
     exif: bool,
     max_side: int | None,
+    amp_dtype: torch.dtype | None,
 ) -> None:
     """Picture, prediction and mask side by side."""
     model.eval()
     for image_id in image_ids:
         image = read_image(spec.image_path(image_id), exif=exif)
-        labels = predict_probs(model, image, protocol, max_side=max_side).argmax(0).cpu().numpy()
+        probs = predict_probs(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
+        labels = probs.argmax(0).cpu().numpy()
         mask = read_mask(mask_paths[image_id])
         picture = side_by_side(image, overlay(image, labels), overlay(image, mask))
         writer.add_image(f"predictions/{image_id}", picture, step, dataformats="HWC")

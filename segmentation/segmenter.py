@@ -114,6 +114,13 @@ def start_from_pretrained(model: Segmenter, source: str) -> None:
     Raises:
         UserError: A tensor of another name or shape, or one that is missing.
     """
+    named = {n for n in BACKBONES if Path(source).name.startswith(n)}
+    families = {BACKBONES[name].family for name in named}
+    if families and BACKBONES[model.backbone].family not in families:
+        log.warning(
+            "warning: %s is named like a %s; as a %s it gets other pixel statistics than it was trained with",
+            source, min(named), model.backbone,
+        )  # fmt: skip
     encoder = model.encoder
     grid = (encoder.grid_side, encoder.grid_side)
     found = encoder_state(read_weights(source, model.backbone), model.backbone, grid=grid, source=source)

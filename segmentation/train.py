@@ -7,6 +7,7 @@ Alone or under torchrun (the batch size given is the global one). Defaults are t
 command continues a run that was stopped; on a CPU the result is bit-equal to an uninterrupted one.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from segmentation.data import SegmentationDataset, check_masks
 from segmentation.engine import Clipping, evaluate, train_steps
 from segmentation.inference import Protocol
+from segmentation.memory import fitting_protocol
 from segmentation.monitor import write_look, write_pictures, write_record
 from segmentation.segmenter import Segmenter, build_segmenter, start_from_pretrained
 from wsss.backbones import get_backbone
@@ -70,7 +72,9 @@ class Config(DataOptions):
     window: int | None = option(
         None, "side of the evaluation's window, pixels (default: the crop's)", minimum=1
     )
-    stride: int | None = option(None, "its stride, pixels (default: two thirds of the window)", minimum=1)
+    stride: int | None = option(
+        None, "stride of the evaluation's window, pixels (default: two thirds of the window)", minimum=1
+    )
     gradient_clipping: bool = option(True, "take the gradient from pixels of high loss")
     clip_start: float = option(1.2, "mean loss below which clipping acts", above=0)
     clip_patch: int | None = option(
@@ -85,11 +89,11 @@ class Config(DataOptions):
         "sgd, as published, or adamw: learns in a hundredth of the steps, where lr 5e-4 suits",
         choices=("sgd", "adamw"),
     )
-    lr: float = option(1e-4, "learning rate of the decoder at the start", above=0)
-    min_lr: float = option(1e-5, "and at the end", minimum=0)
+    lr: float = option(1e-4, "learning rate of the decoder at the first step", above=0)
+    min_lr: float = option(1e-5, "learning rate of the decoder at the end", minimum=0)
     encoder_lr_scale: float = option(0.1, "learning rate of the encoder, times the decoder's", minimum=0)
     momentum: float = option(0.9, "SGD's, Nesterov", above=0, maximum=1)
-    weight_decay: float = option(0.0, "SGD's, on every parameter", minimum=0)
+    weight_decay: float = option(0.0, "the optimiser's, on every parameter", minimum=0)
     drop_path: float = option(0.1, "stochastic depth of the encoder's last block", minimum=0, maximum=0.99)
     dropout: float = option(0.1, "in the decoder", minimum=0, maximum=0.99)
     seed: int = option(504, "of initialisation, order, augmentation, dropout and stochastic depth", minimum=0)
@@ -131,15 +135,16 @@ def train(config: Config, device: torch.device) -> None:
     model = new_model(config, plan, resumed=resumed).to(device)
     optimizer = new_optimizer(config, model)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
-    state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
+    state = resume(output_dir / "last.pth", model, model_args(config, plan), optimizer, scaler, spec)
     if not resumed:
-        check_all_masks(config, spec, plan)
+        check_all_masks(config, spec, plan, model)
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
     sampler, stream = training_stream(config, spec, plan, model, device, first_step=state["step"])
     writer = None
     if rank() == 0:
-        writer = SummaryWriter(output_dir / "tensorboard", purge_step=state["step"])
-        log.info("%s", opening_line(config, spec, plan, device, state))
+        if state["step"] < plan.steps:  # what was written at the last save's own step is kept
+            writer = SummaryWriter(output_dir / "tensorboard", purge_step=state["step"] + 1)
+        announce(config, plan, model, device, state["step"])
     progress = tqdm(
         total=plan.steps, initial=state["step"], desc="training", unit="step", disable=rank() != 0
     )
@@ -174,7 +179,8 @@ def train(config: Config, device: torch.device) -> None:
     progress.close()
     barrier()
     if rank() == 0:
-        writer.close()
+        if writer is not None:
+            writer.close()
         summarise(config, spec, plan, state, output_dir, time.time() - started)
 
 
@@ -203,15 +209,14 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
     train_masks = mask_paths_of(spec, train_split, config.mask_dir)
     if not train_masks:
         raise UserError(
-            f"{spec.root}: split {train_split} lacks masks; give --mask-dir the pseudo-masks of "
-            "weaktr.make_masks, or another --train-split"
+            f"{missing_mask(spec, train_ids)}: no such mask; give --mask-dir the pseudo-masks of "
+            f"weaktr.make_masks, or complete the data set's own of {train_split}"
         )
     val_split = config.val_split or (spec.val_split if spec.val_split in spec.splits else None)
     if val_split and not spec.has_masks(val_split):
         if config.val_split:
-            raise UserError(
-                f"{spec.root}: split {val_split} lacks masks; leave --val-split out, or give another"
-            )
+            missing = missing_mask(spec, spec.image_ids(val_split))
+            raise UserError(f"{missing}: no such mask; leave --val-split {val_split} out, or give another")
         val_split = None
     val_ids = spec.image_ids(val_split)[:: config.val_stride] if val_split else []
     window = config.window or config.crop_size
@@ -229,6 +234,7 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
     identity |= {
         "train_split": train_split, "val_split": val_split, "window": window, "stride": stride,
         "clip_patch": clip_patch, "steps": steps, "amp": amp_name(dtype),
+        "eval_every": config.eval_every or steps_per_epoch, "masks": fingerprint(train_masks),
     }  # fmt: skip
     return Plan(
         num_classes=spec.num_fg_classes + 1,
@@ -238,6 +244,18 @@ def make_plan(config: Config, spec, device: torch.device) -> Plan:
         protocol=Protocol(short_side=config.short_side, window=window, stride=stride),
         clipping=clipping, amp_dtype=dtype, identity=identity,
     )  # fmt: skip
+
+
+def fingerprint(mask_paths: dict[str, Path]) -> str:
+    """Hash of the masks' names and sizes in bytes: masks made anew under the same names are noticed."""
+    sizes = "".join(f"{path.name} {path.stat().st_size}\n" for path in mask_paths.values() if path.is_file())
+    return hashlib.sha256(sizes.encode()).hexdigest()[:16]
+
+
+def missing_mask(spec, image_ids: list[str]) -> Path:
+    """The first of the data set's masks that is not there."""
+    paths = list(map(spec.mask_path, image_ids))
+    return next((path for path in paths if not path.is_file()), paths[0])
 
 
 def new_model(config: Config, plan: Plan, *, resumed: bool) -> Segmenter:
@@ -272,22 +290,28 @@ def parameter_groups(model: Segmenter, encoder_lr_scale: float) -> list[dict]:
     ]
 
 
-def resume(path: Path, model: Segmenter, optimizer, scaler, spec) -> dict:
+def resume(path: Path, model: Segmenter, arguments: dict, optimizer, scaler, spec) -> dict:
     """Load ``last.pth`` where there is one. Returns steps done, their records, and the best one."""
-    content = load_training(path, model, optimizer, scaler, spec, background=True)
+    content = load_training(path, model, arguments, optimizer, scaler, spec, background=True)
     if content is None:
         return {"step": 0, "history": [], "best": None}
     log.info("continuing %s after step %d", path, content["step"])
     return {key: content[key] for key in ("step", "history", "best")}
 
 
-def check_all_masks(config: Config, spec, plan: Plan) -> None:
-    """Look at every mask before anything is trained; the first process does, and the others wait."""
+def check_all_masks(config: Config, spec, plan: Plan, model: Segmenter) -> None:
+    """Look at every picture and mask before anything is trained; the first process does, the others wait."""
     if rank() == 0:
         how = {"num_classes": plan.num_classes, "exif": config.exif, "workers": config.workers}
-        check_masks(spec, plan.train_ids, plan.train_masks, **how)
+        sizes = check_masks(spec, plan.train_ids, plan.train_masks, **how)
+        predicted = plan.train_ids[: config.overlays]
         if plan.val_ids:
-            check_masks(spec, plan.val_ids, plan.val_masks, **how)
+            sizes, predicted = check_masks(spec, plan.val_ids, plan.val_masks, **how), plan.val_ids
+        for image_id in predicted:
+            try:
+                fitting_protocol(model, sizes[image_id], plan.protocol, max_side=config.max_side)
+            except UserError as error:
+                raise UserError(f"{spec.image_path(image_id)}: {error}") from error
     barrier()
 
 
@@ -327,7 +351,7 @@ def is_evaluated(step: int, plan: Plan) -> bool:
 def validate(config: Config, spec, plan: Plan, model: Segmenter) -> dict:
     """mIoU at one scale, of the last decoder block, without CRF."""
     started = time.time()
-    how = {"exif": config.exif, "max_side": config.max_side}
+    how = {"exif": config.exif, "max_side": config.max_side, "amp_dtype": plan.amp_dtype}
     scores = evaluate(model, spec, plan.val_ids, plan.val_masks, plan.protocol, **how)
     seconds = round(time.time() - started, 1)
     return {"val_miou": scores.mean_iou, "val_pixel_accuracy": scores.pixel_accuracy, "eval_seconds": seconds}
@@ -338,7 +362,7 @@ def show(writer: SummaryWriter, config: Config, spec, plan: Plan, model: Segment
     write_record(writer, record)
     if is_evaluated(record["step"], plan):
         shown, masks = (plan.val_ids, plan.val_masks) if plan.val_ids else (plan.train_ids, plan.train_masks)
-        how = {"exif": config.exif, "max_side": config.max_side}
+        how = {"exif": config.exif, "max_side": config.max_side, "amp_dtype": plan.amp_dtype}
         write_pictures(
             writer, model, spec, shown[: config.overlays], masks, plan.protocol, record["step"], **how
         )
@@ -377,22 +401,24 @@ def finish_section(
     barrier()
 
 
-def opening_line(config: Config, spec, plan: Plan, device: torch.device, state: dict) -> str:
-    masks = (
-        config.mask_dir or f"{next(iter(plan.train_masks.values())).parent}, the data set's own (supervised)"
-    )
-    clipping = "no gradient clipping"
+def announce(config: Config, plan: Plan, model: Segmenter, device: torch.device, first_step: int) -> None:
+    """Log what is about to be trained, on what, and how."""
+    levels = (" ".join(f"{255 * v:.2f}" for v in values) for values in (model.pixel_mean, model.pixel_std))
+    folder = next(iter(plan.train_masks.values())).parent
+    masks = folder if config.mask_dir else f"{folder}, the data set's own (supervised)"
+    clipping = "none"
     if plan.clipping:
-        c = plan.clipping
-        clipping = f"gradient clipping below a mean loss of {c.start:g}, tiles of {c.patch} pixels"
-    evaluated = "without evaluation"
-    if plan.val_ids:
-        evaluated = f"evaluating on {len(plan.val_ids)} pictures of {plan.val_split}"
-    return (
-        f"training {config.backbone} on {len(plan.train_ids)} pictures of {plan.train_split} with masks of "
-        f"{masks}, {plan.num_classes} classes with background: {plan.steps} steps of {config.batch_size} "
-        f"from step {state['step']}, {device}, {amp_name(plan.amp_dtype)}, {clipping}, {evaluated}"
-    )
+        clipping = f"below a mean loss of {plan.clipping.start:g}, tiles of {plan.clipping.patch} pixels"
+    evaluated = f"{len(plan.val_ids)} pictures of {plan.val_split}" if plan.val_ids else "nothing, no masks"
+    log.info("network: %s, mean/std %s, %d classes", model.backbone, " / ".join(levels), plan.num_classes)
+    log.info("data: %d pictures of %s, masks of %s", len(plan.train_ids), plan.train_split, masks)
+    log.info("gradient clipping: %s; evaluating on: %s", clipping, evaluated)
+    log.info(
+        "training: step %d to %d, batches of %d, %s, %s",
+        first_step, plan.steps, config.batch_size, device, amp_name(plan.amp_dtype),
+    )  # fmt: skip
+    if (idle := world_size() - config.batch_size) > 0:
+        log.warning("warning: %d processes get no picture of a batch; give a larger --batch-size", idle)
 
 
 def record_line(record: dict) -> str:
@@ -407,20 +433,18 @@ def record_line(record: dict) -> str:
 
 
 def summarise(config: Config, spec, plan: Plan, state: dict, output_dir: Path, seconds: float) -> None:
-    best, last = state["best"], state["history"][-1]
-    log.info("%s", record_line(last))
-    checkpoint = output_dir / ("best.pth" if best else "last.pth")
+    best, last = state["best"], output_dir / "last.pth"
     if best:
-        every = f", every {best['every']}th picture" if best["every"] > 1 else ""
+        every = f", one picture in {best['every']}" if best["every"] > 1 else ""
         choice = (
             f"step {best['step']}, mIoU {100 * best['score']:.2f}% on {best['split']}{every}, chosen on it"
         )
-        log.info("wrote %s (%s), last.pth, log.jsonl, tensorboard/ in %.0f s", checkpoint, choice, seconds)
+        log.info("wrote %s, best.pth (%s), log.jsonl, tensorboard/ in %.0f s", last, choice, seconds)
     else:
-        log.info("wrote %s (no masks to evaluate on), log.jsonl, tensorboard/ in %.0f s", checkpoint, seconds)
+        log.info("wrote %s (no masks to evaluate on), log.jsonl, tensorboard/ in %.0f s", last, seconds)
     split = plan.val_split or (spec.val_split if spec.val_split in spec.splits else plan.train_split)
     where = {"split": split, "output_dir": output_dir.parent / "predictions" / split_name(split)}
-    log.info(next_command("segmentation.predict", config, checkpoint=checkpoint, exif=config.exif, **where))
+    log.info(next_command("segmentation.predict", config, checkpoint=last, exif=config.exif, **where))
 
 
 if __name__ == "__main__":

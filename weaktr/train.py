@@ -25,7 +25,7 @@ from weaktr.data import ImageLabelDataset, ShardBatchSampler
 from weaktr.engine import check_scorable, score_cams, train_one_epoch, validate
 from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.monitor import write_epoch, write_pictures, write_step
-from weaktr.search_threshold import SWEEP
+from weaktr.thresholds import SWEEP
 from wsss.backbones import get_backbone
 from wsss.config import DataOptions, as_plain, next_command, option, result_options, run_command
 from wsss.datasets import load_dataset, split_name
@@ -133,7 +133,7 @@ def train(config: Config, device: torch.device) -> None:
         weight_decay=config.weight_decay,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
-    state = resume(output_dir / "last.pth", model, optimizer, scaler, spec)
+    state = resume(output_dir / "last.pth", model, model_args(config, spec, plan), optimizer, scaler, spec)
     if state["epoch"] < config.epochs:
         log.info("checking %d pictures with masks, for scoring CAMs", len(plan.cam_ids))
         how = {"scales": config.cam_scales, "exif": config.exif, "max_side": config.max_side}
@@ -316,9 +316,9 @@ def schedule(config: Config, peak: float, steps_per_epoch: int):
     return rate_of_step
 
 
-def resume(path: Path, model: WeakTr, optimizer, scaler, spec) -> dict:
+def resume(path: Path, model: WeakTr, arguments: dict, optimizer, scaler, spec) -> dict:
     """Load ``last.pth`` where there is one. Returns epochs done, their records, and the best one."""
-    content = load_training(path, model, optimizer, scaler, spec, background=False)
+    content = load_training(path, model, arguments, optimizer, scaler, spec, background=False)
     if content is None:
         return {"epoch": 0, "history": [], "best": None}
     log.info("continuing %s after epoch %d", path, content["epoch"] - 1)

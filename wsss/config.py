@@ -158,9 +158,9 @@ def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
     skip = {"output_dir", "device", *leave_out}
     skip |= {f.name for f in dataclasses.fields(config) if not f.metadata.get("changes_result", True)}
     found = {k: v for k, v in as_plain(config).items() if k not in skip}
-    if "data_path" in found:  # the same folder, however it is written
-        found["data_path"] = str(Path(found["data_path"]).resolve())
-    return found
+    paths = {f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), Path)}
+    # the same file or folder, however it is written
+    return found | {name: str(getattr(config, name).resolve()) for name in paths & found.keys()}
 
 
 def next_command(module: str, config: DataOptions, **options) -> str:
@@ -179,7 +179,7 @@ def next_command(module: str, config: DataOptions, **options) -> str:
 
 def run_command(main, config_class, argv=None, *, prog: str, description: str | None = None) -> None:
     """Parse, run ``main(config)``, and turn bad input into one line on stderr and exit status 2."""
-    from wsss.distributed import rank
+    from wsss.distributed import count_failures, rank
 
     config = parse(config_class, argv, prog=prog, description=description)
     logging.basicConfig(
@@ -195,15 +195,21 @@ def run_command(main, config_class, argv=None, *, prog: str, description: str | 
     except UserError as error:
         failure = str(error)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = error.filename or config.output_dir
             failure = f"{where}: disk full; free space and run the same command again"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT):
+        elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
             failure = f"{error.filename}: {error.strerror}; choose another path or mend its permissions"
         else:
             raise
+    except RuntimeError:
+        if not count_failures(0):
+            raise
+        sys.exit(2)  # a collective broke because a peer has stopped, which has said why
     if failure:
         gc.collect()  # frees what the exception held, so that progress bars end their line before the message
+        if count_failures(1) > 1:
+            sys.exit(2)  # a peer has said it
         _fail(failure)
 
 

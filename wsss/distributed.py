@@ -63,6 +63,21 @@ def distributed_session(device_name: str):
         dist.destroy_process_group()
 
 
+def count_failures(own: int) -> int:
+    """Processes of this run that have stopped with an error, ``own`` (0 or 1) of this one included.
+
+    The first one says what is wrong. torchrun's store keeps the count; where there is none, it is ``own``.
+    """
+    if world_size() == 1:
+        return own
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=10))
+        return store.add(f"failures of start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", own)
+    except (KeyError, RuntimeError):
+        return own
+
+
 def shard(items: Sequence) -> Sequence:
     """Every ``world_size``-th item, starting at ``rank``: this process's share."""
     return items[rank() :: world_size()]

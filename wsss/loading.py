@@ -43,7 +43,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         length: Samples in the data set.
         batch_size: Global batch size.
-        drop_last: Leave out the last incomplete batch of an epoch.
+        drop_last: Leave out the last incomplete batch of an epoch; the parts are then of one size. Without
+            it they may differ by one.
 
     Attributes:
         steps: The global steps that iterating gives; at first those of epoch 0.
@@ -53,7 +54,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int, drop_last: bool):
-        if batch_size % world_size():
+        if drop_last and batch_size % world_size():  # so that every part counts the same in a mean of means
             raise UserError(
                 f"--batch-size {batch_size}: not a multiple of {world_size()} processes; choose a multiple"
             )

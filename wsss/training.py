@@ -31,7 +31,7 @@ def amp_name(dtype: torch.dtype | None) -> str:
     return str(dtype or torch.float32).removeprefix("torch.")
 
 
-def broken_loss(loss: float, step: int, image_ids: Sequence[str]) -> UserError:
+def broken_loss(loss: float | str, step: int, image_ids: Sequence[str]) -> UserError:
     """The error of a loss that is not finite."""
     return UserError(
         f"loss is {loss} at step {step}, pictures {', '.join(image_ids)}: stopped, "
@@ -49,10 +49,13 @@ def check_weights(model: nn.Module, step: int, image_ids: Sequence[str]) -> None
         )
 
 
-def load_training(path: Path, model: nn.Module, optimizer, scaler, spec, *, background: bool) -> dict | None:
+def load_training(
+    path: Path, model: nn.Module, model_args: dict, optimizer, scaler, spec, *, background: bool
+) -> dict | None:
     """Load last.pth into network, optimiser and scaler. Returns its content, None where there is none.
 
     Args:
+        model_args: What the network was built with.
         background: The network's classes include the background.
 
     Raises:
@@ -61,8 +64,16 @@ def load_training(path: Path, model: nn.Module, optimizer, scaler, spec, *, back
     if not path.is_file():
         return None
     content = load_checkpoint(path)
+    remedy = "move it away, or choose another --output-dir"
+    for name in ("model", "optimizer", "scaler", "model_args", "class_names", "history", "best"):
+        if name not in content:
+            raise UserError(f"{path}: no training can be continued from it ({name} is missing); {remedy}")
     num_classes = content["model_args"]["num_classes"] - background
     check_classes(path, num_classes, content["class_names"], spec)
+    for name, value in model_args.items():  # some networks of equal shapes differ
+        if content["model_args"].get(name) != value:
+            found = content["model_args"].get(name)
+            raise UserError(f"{path}: its network has {name} {found}, this run's has {value}; {remedy}")
     load_strict(model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])

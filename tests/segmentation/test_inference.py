@@ -347,7 +347,7 @@ def test_mirrored_picture_gives_the_mirrored_prediction(model):
 
 @pytest.mark.parametrize(
     ("max_side", "made_at"),
-    [(None, None), (47, None), (1000, None), (46, (32, 46)), (20, (14, 20)), (1, (1, 1))],
+    [(None, None), (47, None), (1000, None), (46, (32, 46)), (38, (27, 38)), (1, (1, 1))],
 )
 @pytest.mark.parametrize("decoder_blocks", ["last", "fused"])
 def test_max_side(model, max_side, made_at, decoder_blocks):
@@ -397,3 +397,25 @@ def test_prediction_carries_the_networks_statistics(model):
     finally:
         model.pixel_mean = mean
     assert torch.equal(predict_probs(model, image, protocol), expected)
+
+
+def test_windows_of_any_network_are_averaged():
+    """A function of windows in place of a segmenter: the mean of what it says about each pixel."""
+
+    class Stub(torch.nn.Module):
+        def forward(self, images):
+            return torch.stack(
+                (images[:, 0], images.mean((1, 2, 3))[:, None, None].expand_as(images[:, 0])), 1
+            )
+
+    image = torch.rand(1, 3, 20, 27)
+    how = {"window": 16, "stride": 10}
+    probs = sliding_window_probs(Stub(), image, output_size=(20, 27), **how)
+    means = torch.zeros(20, 27)
+    counts = torch.zeros(20, 27)
+    for y in (0, 4):
+        for x in (0, 10, 11):
+            means[y : y + 16, x : x + 16] += image[0, :, y : y + 16, x : x + 16].mean()
+            counts[y : y + 16, x : x + 16] += 1
+    expected = torch.stack((image[0, 0], means / counts)).softmax(0)
+    torch.testing.assert_close(probs[0], expected)

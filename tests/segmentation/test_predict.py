@@ -153,7 +153,7 @@ def test_score_equals_the_scorer_and_says_what_it_depends_on(miniature, checkpoi
     assert {k: ours[k] for k in theirs} == theirs
     assert 0 < ours["mean_iou"] < 0.5
     assert ours["backbone"] == "vit_micro_patch8_96" and ours["pixel_mean"] == [127.5] * 3
-    assert ours["checkpoint_chosen_by"] == "step 8, best val_miou: 25.00% on val, every 2th picture"
+    assert ours["checkpoint_chosen_by"] == "step 8, best val_miou: 25.00% on val, one picture in 2"
     assert (ours["scales"], ours["mirrors"], ours["decoder_blocks"]) == ([1.0], False, "last")
     assert (ours["short_side"], ours["window"], ours["stride"]) == (72, 64, 48)
     assert ours["crf_preset"] is None and ours["amp"] == "float32"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ import torch
 from PIL import Image
 
 import segmentation.train as command
-from segmentation.engine import Tally, train_steps
+from segmentation.engine import Tally, count_step
 from segmentation.segmenter import build_segmenter, load_segmenter
-from tests.commands import argv, error_line, finish, run_here
+from tests.commands import ROOT, argv, error_line, finish, run_here, run_process
 from tests.conftest import SEGMENTER_OPTIONS
 from wsss.checkpoint import load_checkpoint
 from wsss.datasets import load_dataset
@@ -78,7 +80,7 @@ def test_tally_counts_clipping():
     masks = torch.tensor([[[0, 1], [255, 1]], [[0, 0], [0, 0]]])
     parts = [Tally(torch.device("cpu")) for _ in range(2)]
     for i, part in enumerate(parts):
-        part.add(plain[i : i + 1], used[i : i + 1], masks[i : i + 1], pixels=8)
+        part.sums += count_step(plain[i : i + 1], used[i : i + 1], masks[i : i + 1], pixels=8)
     parts[0].sums += parts[1].sums
     means = parts[0].means(processes=2)
     assert means == {
@@ -121,45 +123,78 @@ def test_the_score_of_training_is_that_of_predict(segmenter, miniature, tmp_path
     assert score["mean_iou"] == pytest.approx(_records(segmenter)[-1]["val_miou"], abs=1e-12)
 
 
-@pytest.mark.parametrize("scope", ["global", "process"])
-def test_processes_agree(scope, miniature, tmp_path):
-    """With an incomplete last batch: 16 pictures in batches of 6. Statistics of each process differ from the
-    global ones, so that scope is tried where nothing is clipped."""
-    losses = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        clipping = (
-            ("--clip-start", 100) if scope == "global" else ("--clip-scope", "process", "--clip-start", 1e-6)
-        )
-        finish(*argv(
-            "segmentation.train", "--data-path", miniature, "--output-dir", folder, *SEGMENTER_OPTIONS,
-            *clipping, "--dropout", 0, "--drop-path", 0, "--batch-size", 6, "--iterations", 6,
-            "--save-every", 1, "--eval-every", 6, "--overlays", 0, processes=processes,
-        ))  # fmt: skip
-        losses[processes] = [(r["loss"], r["clipped_loss"], r["clipped_pixels"]) for r in _records(folder)]
-    assert len(losses[1]) == 6
-    if scope == "global":
-        assert all(r[2] > 0.1 for r in losses[1])  # clipping acts
-    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
+def _losses(miniature, folder, *options, processes=1):
+    finish(*argv(
+        "segmentation.train", "--data-path", miniature, "--output-dir", folder, *SEGMENTER_OPTIONS,
+        "--dropout", 0, "--drop-path", 0, "--save-every", 1, "--eval-every", 100, "--overlays", 0, *options,
+        processes=processes,
+    ))  # fmt: skip
+    return np.array([(r["loss"], r["clipped_loss"], r["clipped_pixels"]) for r in _records(folder)])
+
+
+def test_processes_agree(miniature, tmp_path):
+    """Clipping acts, and the last batch of an epoch is incomplete: 16 pictures in batches of 6."""
+    options = ("--clip-start", 100, "--batch-size", 6, "--iterations", 5)
+    one, two = (_losses(miniature, tmp_path / str(n), *options, processes=n) for n in (1, 2))
+    assert len(one) == 5 and (one[:, 2] > 0.1).all()
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def test_each_process_may_have_its_own_statistics(miniature, tmp_path):
+    """The published form: the first step's loss before clipping is the same, after clipping it is not."""
+    options = ("--clip-start", 100, "--iterations", 1)
+    own = _losses(miniature, tmp_path / "own", *options, "--clip-scope", "process", processes=2)
+    whole = _losses(miniature, tmp_path / "whole", *options)
+    assert own[0, 0] == pytest.approx(whole[0, 0], rel=1e-5)
+    assert abs(own[0, 1] - whole[0, 1]) > 1e-4
 
 
 def test_a_process_without_a_sample_adds_nothing(miniature, tmp_path):
+    """Five pictures in batches of 4: the second batch has one, for two processes. And batches of 1."""
     train_list = tmp_path / "five.txt"
-    train_list.write_text(
-        "".join(f"{line}\n" for line in (miniature / "train.txt").read_text().splitlines()[:5])
+    train_list.write_text("\n".join((miniature / "train.txt").read_text().split("\n")[:5]))
+    for batch_size in (4, 1):
+        options = ("--clip-start", 100, "--train-split", train_list, "--iterations", 4)
+        options += ("--batch-size", batch_size)
+        one, two = (_losses(miniature, tmp_path / f"{batch_size}_{n}", *options, processes=n) for n in (1, 2))
+        np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def _shown(folder):
+    """Tag -> steps of what TensorBoard shows of a training."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    shown = {tag: [e.step for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    return shown | {tag: [e.step for e in events.Images(tag)] for tag in tags["images"]}
+
+
+def test_tensorboard_shows_every_section_also_after_a_repetition(miniature, segmenter, tmp_path):
+    shown = _shown(segmenter)
+    assert shown["val_miou"] == shown["predictions/mini_016"] == [4, 8]
+    assert shown["section/loss"] == shown["section/clipping_steps"] == [3, 4, 6, 8]
+    for tag in ("step/loss", "step/clipped_loss", "step/clipped_pixels", "lr/encoder", "lr/decoder"):
+        assert shown[tag] == [3, 4, 6, 8]  # at the end of every section
+    copy = shutil.copytree(segmenter, tmp_path / "train")
+    run_here("segmentation.train", "--data-path", miniature, "--output-dir", copy, *SEGMENTER_OPTIONS)
+    assert _shown(copy) == shown
+
+
+def test_adamw_continues_as_if_nothing_had_happened(miniature, tmp_path):
+    options = ("--data-path", miniature, *SEGMENTER_OPTIONS, "--optimizer", "adamw", "--lr", "1e-3")
+    options += ("--overlays", 0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_here("segmentation.train", *options, "--output-dir", whole)
+    script = ROOT / "tests" / "die_in_write.py"
+    done = run_process(
+        sys.executable, script, 2, "last.pth", "segmentation.train", *options, "--output-dir", killed
     )
-    losses = {}
-    for processes in (1, 2):
-        finish(*argv(
-            "segmentation.train", "--data-path", miniature, "--output-dir", tmp_path / str(processes),
-            *SEGMENTER_OPTIONS, "--train-split", train_list, "--dropout", 0, "--drop-path", 0,
-            "--batch-size", 4, "--iterations", 4, "--save-every", 1, "--clip-start", 100, "--overlays", 0,
-            processes=processes,
-        ))  # fmt: skip
-        losses[processes] = [
-            (r["loss"], r["clipped_loss"], r["clipped_pixels"]) for r in _records(tmp_path / str(processes))
-        ]
-    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
+    assert done.returncode == -signal.SIGKILL
+    run_here("segmentation.train", *options, "--output-dir", killed)
+    ours, theirs = (load_checkpoint(folder / "last.pth")["model"] for folder in (killed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_without_true_masks_the_last_is_the_result(miniature, miniature_without_masks, tmp_path, capsys):
@@ -203,4 +238,13 @@ def test_a_loss_that_is_not_finite_names_the_pictures(miniature, tmp_path, capsy
     )  # fmt: skip
     assert "not finite" in line or "loss is nan" in line
     assert "mini" in line and "--lr" in line
-    assert train_steps.__doc__
+
+
+def test_a_network_that_gives_nan_is_not_scored(miniature, tmp_path, capsys):
+    """Weights that are finite and huge: no loss has seen them when they are evaluated."""
+    line = error_line(
+        capsys, "segmentation.train", "--data-path", miniature, "--output-dir", tmp_path / "out",
+        *SEGMENTER_OPTIONS, "--lr", 1e30, "--iterations", 1,
+    )  # fmt: skip
+    assert "not finite" in line and "mini" in line
+    assert not (tmp_path / "out" / "best.pth").exists()
