@@ -31,7 +31,7 @@ from wsss.errors import UserError
 STATISTICS = {"deit": IMAGENET, "vit": HALF, "dinov2": IMAGENET, "eva02": CLIP}
 FAMILIES = tuple(STATISTICS)
 WIDTH, DEPTH, HEADS, CLASSES, SIDE = 128, 3, 4, 5, 6  # the decoder has 2 heads: 128 // 64
-SIZES = [(96, 96), (70, 83), (5, 9), (352, 417), (16, 200)]
+SIZES = [(96, 96), (64, 144), (70, 83), (5, 9), (352, 417)]  # 64 x 144: as many patches as 96 x 96
 PUBLISHED = (
     "deit_small_patch16_224", "vit_small_patch16_384", "dinov2_small_patch16_224", "eva02_small_patch16_224",
 )  # fmt: skip
