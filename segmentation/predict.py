@@ -193,10 +193,10 @@ def make_plan(config: Config, pictures: Pictures, model: Segmenter, entries: dic
         check_crf_installed()
     dtype = amp_dtype(config.amp, device)
     if pictures.spec is None:
-        identity = result_options(config, leave_out=("multi_scale", "dataset", "data_path"))
+        identity = result_options(config, leave_out=("multi_scale", "checkpoint", "dataset", "data_path"))
         identity["images"] = str(config.images.resolve())
     else:
-        identity = result_options(config, leave_out=("multi_scale",)) | {"split": pictures.name}
+        identity = result_options(config, leave_out=("multi_scale", "checkpoint")) | {"split": pictures.name}
     identity |= {
         "backbone": model.backbone, "scales": list(protocol.scales), "flip": protocol.flip,
         "short_side": protocol.short_side, "window": protocol.window, "stride": protocol.stride,

@@ -148,6 +148,8 @@ def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmente
     """
     content = load_checkpoint(path)
     state = unwrap_state(content, path)
+    if any(name.startswith("adaptive_attention_fusion.") for name in state):
+        raise UserError(f"{path}: is a network of stage 1 (weaktr.train); give one of segmentation.train")
     arguments = content.get("model_args") or _infer_arguments(state, path, backbone)
     try:
         inspect.signature(build_segmenter).bind(**arguments)

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import segmentation.label_maps
 import segmentation.memory
 from segmentation.describe import chosen_by
 from segmentation.inference import PUBLISHED_SCALES, Protocol, predict_probs
-from segmentation.memory import needed_memory
+from segmentation.memory import fitting_protocol, needed_memory
 from segmentation.predict import Config, make_protocol
 from segmentation.segmenter import build_segmenter, load_segmenter
 from tests.commands import ROOT, argv, error_line, finish, run_here, run_process
@@ -314,6 +315,26 @@ def test_picture_that_memory_cannot_hold(checkpoint, tmp_path, capsys, monkeypat
     line = error_line(capsys, MODULE, "--images", tmp_path / "line.png", *common, "--overwrite")
     assert "line.png" in line and "leave it out" in line
     assert not files(tmp_path / "out")
+
+
+def test_fewer_windows_at_a_time_where_memory_is_short(checkpoint, monkeypatch):
+    model, _ = load_segmenter(checkpoint)
+    many = Protocol(short_side=300, window=64, stride=32, window_batch=8)
+    two, one = (sum(needed_memory(model, (300, 400), replace(many, window_batch=n))) for n in (2, 1))
+    for free, batch in ((two, 2), (two - 1, 1), (one, 1)):
+        monkeypatch.setattr(segmentation.memory, "free_memory", lambda device, free=free: free / 0.8)
+        assert fitting_protocol(model, (300, 400), many) == replace(many, window_batch=batch)
+    monkeypatch.setattr(segmentation.memory, "free_memory", lambda device: one / 0.8 - 1)
+    with pytest.raises(UserError, match="--max-side"):
+        fitting_protocol(model, (300, 400), many)
+
+
+def test_a_network_of_stage_1_is_named(trained, miniature, tmp_path, capsys):
+    line = error_line(
+        capsys, MODULE, "--data-path", miniature, "--checkpoint", trained / "best.pth",
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert "best.pth: is a network of stage 1" in line and not (tmp_path / "out").exists()
 
 
 def test_needed_memory_grows_with_what_is_asked(checkpoint):

@@ -69,6 +69,24 @@ def test_impossible_batches_are_refused(monkeypatch):
         StepBatchSampler(50, 8, seed=0, drop_last=True)
 
 
+def test_parts_may_be_uneven_where_the_last_batch_is_kept(monkeypatch):
+    """Batches of 4 of 9 samples, dealt to 3 processes; one without a sample gets a filler."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    given, sizes = [], []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        sampler = StepBatchSampler(9, 4, seed=0, drop_last=False)
+        given.append([[index for _, index in part] for part in sampler])
+        sizes.append([sampler.local_size(step) for step in range(3)])
+        assert [sampler.global_size(step) for step in range(3)] == [4, 4, 1]
+    assert sizes == [[2, 2, 1], [1, 1, 0], [1, 1, 0]]
+    for step in range(3):
+        dealt = [index for rank in range(3) for index in given[rank][step][: sizes[rank][step]]]
+        assert sorted(dealt) == sorted(sampler.batch(step))
+        assert all(given[rank][step] for rank in range(3))
+    assert sorted(i for step in range(3) for i in sampler.batch(step)) == list(range(9))
+
+
 class Augmented(Dataset):
     """Generated pictures through the real training transform; index 5 is broken when asked."""
 
