@@ -26,6 +26,7 @@ from tests.segmentation.oracle import (
     plain_window_probs,
     random_tensor,
 )
+from wsss.errors import UserError
 
 CLASSES = 4
 SMALL = {"window": 24, "stride": 16}  # patches of 8, and a window that is no power of two
@@ -419,3 +420,28 @@ def test_windows_of_any_network_are_averaged():
             counts[y : y + 16, x : x + 16] += 1
     expected = torch.stack((image[0, 0], means / counts)).softmax(0)
     torch.testing.assert_close(probs[0], expected)
+
+
+def test_half_precision_is_close_and_its_probabilities_are_float32(model):
+    image, protocol = photo(33, 47), Protocol(short_side=26, flip=True, **SMALL, decoder_blocks="fused")
+    exact = predict_probs(model, image, protocol)
+    rough = predict_probs(model, image, protocol, amp_dtype=torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().mean() < 0.01
+    assert (rough.sum(0) - 1.8).abs().max() <= 1e-5
+
+
+def test_values_that_are_not_finite_are_refused(model):
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.decoder = model, model.decoder
+            self.pixel_mean, self.pixel_std = model.pixel_mean, model.pixel_std
+
+        def forward(self, images, decoder_block=None):
+            logits = self.inner(images, decoder_block)
+            logits[:, 1, 3, 4] = float("nan")
+            return logits
+
+    with pytest.raises(UserError, match="not finite; check --checkpoint, or use --amp off"):
+        predict_probs(Broken(), photo(33, 47), Protocol(short_side=26, **SMALL))
