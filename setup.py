@@ -1,4 +1,4 @@
-"""``pip install -e .``: the packages wsss and weaktr with the exact versions of requirements.txt."""
+"""``pip install -e .``: the three packages with the exact versions of requirements.txt."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["wsss", "wsss.*", "weaktr", "weaktr.*"]),
+    packages=find_packages(include=["wsss*", "weaktr*", "segmentation*"]),
     python_requires=">=3.11,<3.13",  # numpy's release needs 3.11; the CRF package does not build on 3.13
     install_requires=runtime_requirements(),
 )

@@ -1,12 +1,9 @@
 """Bad input of weaktr.train and generate_cam: one line with file and remedy, nothing half-written."""
 
-import errno
 import hashlib
 import pathlib
-import pickle
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +12,7 @@ import weaktr.cams
 import weaktr.engine
 from tests.commands import error_line, run_here
 from tests.conftest import TRAIN_OPTIONS
+from tests.spoil import BAD_WEIGHTS, add_pictures, append, cut, files, fill_disk, write_bad_weights
 from wsss.cam_files import read_cams
 
 
@@ -24,48 +22,25 @@ def data(miniature, tmp_path):
     return pathlib.Path(shutil.copytree(miniature, tmp_path / "data"))
 
 
-def _files(folder):
-    names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    return sorted(n for n in names if not n.startswith("tensorboard"))
-
-
-def _cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _append(path, text):
-    path.write_text(path.read_text(encoding="utf8") + text, encoding="utf8")
-
-
 def _first(data):
     return data / "images" / "mini_000.jpg"
-
-
-class Exploit:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return pathlib.Path.touch, (self.path,)
 
 
 # ---------------------------------------------------------------------------------- data, both commands
 
 SPOILED = {  # name: (what is done to the data, words the line must hold)
-    "truncated picture": (lambda d: _cut(_first(d)), ("mini_000.jpg", "truncated")),
+    "truncated picture": (lambda d: cut(_first(d)), ("mini_000.jpg", "truncated")),
     "text named .jpg": (lambda d: _first(d).write_text("no picture"), ("mini_000.jpg", "not a picture")),
     "missing picture": (lambda d: _first(d).unlink(), ("train.txt, line 1", "mini_000", "no picture")),
     "id without label": (
-        lambda d: (_append(d / "train.txt", "new\n"), shutil.copy(_first(d), d / "images" / "new.jpg")),
+        lambda d: (append(d / "train.txt", "new\n"), shutil.copy(_first(d), d / "images" / "new.jpg")),
         ("labels.csv", "'new'", "no labels"),
     ),
     "unknown class": (
-        lambda d: _append(d / "labels.csv", "other,hexagon\n"), ("labels.csv, line 24", "'hexagon'", "disc"),
+        lambda d: append(d / "labels.csv", "other,hexagon\n"), ("labels.csv, line 24", "'hexagon'", "disc"),
     ),
-    "duplicate id": (lambda d: _append(d / "train.txt", "mini_000\n"), ("train.txt, line 17", "twice")),
-    "path separator": (lambda d: _append(d / "train.txt", "../x\n"), ("train.txt, line 17", "'../x'")),
+    "duplicate id": (lambda d: append(d / "train.txt", "mini_000\n"), ("train.txt, line 17", "twice")),
+    "path separator": (lambda d: append(d / "train.txt", "../x\n"), ("train.txt, line 17", "'../x'")),
     "no list": (lambda d: (d / "train.txt").unlink(), ("train.txt", "no list 'train'")),
     "mask of another size": (
         lambda d: Image.new("P", (50, 40)).save(d / "masks" / "mini_000.png"),
@@ -82,7 +57,7 @@ def test_spoiled_data(case, data, trained, tmp_path, capsys):
     train = error_line(
         capsys, "weaktr.train", "--data-path", data, "--output-dir", out, *TRAIN_OPTIONS, "--workers", 1
     )
-    assert not any(name.endswith((".pth", ".tmp")) for name in (_files(out) if out.exists() else ()))
+    assert not any(name.endswith((".pth", ".tmp")) for name in (files(out) if out.exists() else ()))
     checkpoint = trained / "best.pth"
     out = tmp_path / "cams"
     generate = error_line(
@@ -90,7 +65,7 @@ def test_spoiled_data(case, data, trained, tmp_path, capsys):
     )
     if "picture" in case or ".jpg" in case:
         assert not (out / "mini_000.npz").exists()
-    assert not any(name.endswith(".tmp") for name in (_files(out) if out.exists() else ()))
+    assert not any(name.endswith(".tmp") for name in (files(out) if out.exists() else ()))
     for word in words:
         assert word in train and word in generate
 
@@ -99,7 +74,7 @@ def test_spoiled_data(case, data, trained, tmp_path, capsys):
 def test_picture_smaller_than_a_patch(size, data, trained, tmp_path, capsys):
     Image.new("RGB", size).save(data / "images" / "small.png")
     (data / "tiny.txt").write_text("small\n")
-    _append(data / "labels.csv", "small,disc\n")
+    append(data / "labels.csv", "small,disc\n")
     line = error_line(
         capsys, "weaktr.generate_cam", "--data-path", data, "--checkpoint", trained / "best.pth",
         "--output-dir", tmp_path / "cams", "--split", "tiny", "--scales", 1.0,
@@ -111,7 +86,7 @@ def test_picture_smaller_than_a_patch(size, data, trained, tmp_path, capsys):
 def test_training_takes_pictures_of_any_shape(data, tmp_path):
     for name, size in (("line", (3000, 1)), ("dot", (1, 1)), ("wide", (300, 7))):
         Image.new("RGB", size, "red").save(data / "images" / f"{name}.png")
-        _append(data / "labels.csv", f"{name},disc\n")
+        append(data / "labels.csv", f"{name},disc\n")
     (data / "train.txt").write_text("line\ndot\nwide\nmini_001\n")
     run_here(
         "weaktr.train", "--data-path", data, "--output-dir", tmp_path / "train", *TRAIN_OPTIONS,
@@ -122,15 +97,8 @@ def test_training_takes_pictures_of_any_shape(data, tmp_path):
 
 def test_pictures_of_any_kind_and_empty_label_rows(data, trained, tmp_path, capsys):
     """Grey, RGBA, CMYK, palette, 16-bit: converted. Pictures without a class: trained on, no CAM file."""
-    original = Image.open(data / "images" / "mini_001.jpg")
-    kinds = {"grey": "L", "alpha": "RGBA", "palette": "P", "press": "CMYK"}
-    for name, mode in kinds.items():
-        original.convert(mode).save(data / "images" / f"{name}{'.jpg' if mode == 'CMYK' else '.png'}")
-    Image.fromarray(np.array(original.convert("L")).astype(np.uint16) * 256).save(
-        data / "images" / "deep.png"
-    )
-    names = [*kinds, "deep", "mini_001"]
-    _append(data / "labels.csv", "".join(f"{n},square\n" for n in names[:-1]) + "empty,\n")
+    names = [*add_pictures(data / "images", Image.open(data / "images" / "mini_001.jpg")), "mini_001"]
+    append(data / "labels.csv", "".join(f"{n},square\n" for n in names[:-1]) + "empty,\n")
     shutil.copy(_first(data), data / "images" / "empty.jpg")
     (data / "train.txt").write_bytes(("\ufeff" + "\r\n\r\n".join([*names, "empty"])).encode())
     run_here(
@@ -143,9 +111,8 @@ def test_pictures_of_any_kind_and_empty_label_rows(data, trained, tmp_path, caps
     )  # fmt: skip
     assert "1 pictures without a class skipped" in capsys.readouterr().out
     assert sorted(p.stem for p in (tmp_path / "cams").glob("*.npz")) == sorted(names)
-    assert np.array_equal(
-        read_cams(tmp_path / "cams" / "grey.npz").cams, read_cams(tmp_path / "cams" / "deep.npz").cams
-    )
+    grey, deep = (read_cams(tmp_path / "cams" / f"{name}.npz").cams for name in ("grey", "deep"))
+    assert (grey == deep).all()
 
 
 def test_picture_that_memory_cannot_hold(miniature, trained, tmp_path, capsys, monkeypatch):
@@ -173,7 +140,7 @@ def test_checkpoint_of_other_classes(miniature, trained, tmp_path, capsys):
         "weaktr.generate_cam", "--data-path", data, "--checkpoint", trained / "best.pth",
         "--output-dir", tmp_path / "cams",
     )  # fmt: skip
-    _append(data / "classes.txt", "star\n")
+    append(data / "classes.txt", "star\n")
     line = error_line(capsys, *generate)
     assert "best.pth" in line and "3 classes" in line and "4" in line
     (data / "classes.txt").write_text("square\ndisc\ntriangle\n")
@@ -183,20 +150,10 @@ def test_checkpoint_of_other_classes(miniature, trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--pretrained"])
-@pytest.mark.parametrize("kind", ["truncated", "malicious", "text", "missing", "foreign"])
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
 def test_bad_weights(kind, option, miniature, trained, tmp_path, capsys):
     path, canary = tmp_path / "weights.pth", tmp_path / "executed"
-    if kind == "truncated":
-        shutil.copy(trained / "best.pth", path)
-        _cut(path)
-    elif kind == "malicious":
-        torch.save({"model": {"head.weight": torch.zeros(3)}, "args": Exploit(canary)}, path)
-        pickle.loads(pickle.dumps(Exploit(canary)))  # the trap works,
-        canary.unlink()  # and is set again
-    elif kind == "text":
-        path.write_text("no weights here")
-    elif kind == "foreign":
-        torch.save({"model": {"conv.weight": torch.zeros(3)}}, path)
+    write_bad_weights(kind, path, trained / "best.pth", canary)
     out = tmp_path / "out"
     if option == "--checkpoint":
         line = error_line(
@@ -215,15 +172,14 @@ def test_bad_weights(kind, option, miniature, trained, tmp_path, capsys):
             path,
         )
     assert "weights.pth" in line
-    words = {"truncated": "truncated", "malicious": "refused", "missing": "no such", "foreign": "missing"}
-    assert words.get(kind, "checkpoint") in line
+    assert BAD_WEIGHTS[kind] in line
     assert not canary.exists()
-    assert not out.exists() or not any(n.endswith((".pth", ".npz", ".tmp")) for n in _files(out))
+    assert not out.exists() or not any(n.endswith((".pth", ".npz", ".tmp")) for n in files(out))
 
 
 def test_truncated_last_checkpoint_is_not_written_over(miniature, trained, tmp_path, capsys):
     folder = pathlib.Path(shutil.copytree(trained, tmp_path / "train"))
-    _cut(folder / "last.pth")
+    cut(folder / "last.pth")
     before = (folder / "last.pth").read_bytes()
     options = ("--data-path", miniature, "--output-dir", folder, *TRAIN_OPTIONS)
     line = error_line(capsys, "weaktr.train", *options)
@@ -265,17 +221,7 @@ def test_output_folder_that_is_a_file_or_forbidden(miniature, tmp_path, capsys):
 
 
 def test_disk_full_keeps_the_previous_checkpoint(miniature, tmp_path, capsys, monkeypatch):
-    write_bytes, writes = pathlib.Path.write_bytes, []
-
-    def full(self, content):
-        if self.name == ".last.pth.tmp":
-            writes.append(self)
-            if len(writes) == 2:
-                write_bytes(self, bytes(content)[:1000])
-                raise OSError(errno.ENOSPC, "No space left on device", str(self))
-        return write_bytes(self, content)
-
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    fill_disk(monkeypatch, ".last.pth.tmp", write=2)
     options = ("--data-path", miniature, "--output-dir", tmp_path, *TRAIN_OPTIONS)
     line = error_line(capsys, "weaktr.train", *options)
     assert "last.pth" in line and "disk full" in line
@@ -339,4 +285,4 @@ def test_options_that_do_not_fit(options, words, miniature, tmp_path, capsys):
 
 def test_tests_leave_the_shared_training_alone(trained):
     assert hashlib.sha256((trained / "last.pth").read_bytes()).hexdigest()
-    assert _files(trained) == ["best.pth", "config.json", "environment.json", "last.pth", "log.jsonl"]
+    assert files(trained) == ["best.pth", "config.json", "environment.json", "last.pth", "log.jsonl"]

@@ -60,6 +60,7 @@ def test_commands_take_the_options_shown(capsys):
     # the pages do show the commands: this test cannot pass by finding nothing
     assert {m for m, _ in seen} >= {
         "weaktr.train", "weaktr.generate_cam", "weaktr.search_threshold", "weaktr.make_masks", "wsss.score",
+        "segmentation.train", "segmentation.predict",
     }  # fmt: skip
     assert len(seen) > 30
 
@@ -68,7 +69,7 @@ def test_commands_take_the_options_shown(capsys):
 def test_whole_command_lines_parse(page):
     """Every indented ``python -m`` line of a page, as it stands."""
     text = page.read_text(encoding="utf8").replace("\\\n", " ")
-    for line in re.findall(r"^(?: {4})?python (-m (?:weaktr|wsss)\..*)$", text, re.M):
+    for line in re.findall(r"^(?: {4})?python (-m (?:weaktr|wsss|segmentation)\..*)$", text, re.M):
         words = shlex.split(line)
         command = importlib.import_module(words[1])
         parse(command.Config, words[2:], prog=words[1])
@@ -80,7 +81,7 @@ def test_scripts_that_are_shown_exist():
             assert (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
-def test_readme_names_both_papers_and_the_two_commands():
+def test_readme_names_both_papers_and_the_commands():
     text = (ROOT / "README.md").read_text(encoding="utf8")
     for words in (
         "2304.01184",
@@ -89,6 +90,7 @@ def test_readme_names_both_papers_and_the_two_commands():
         "Weixuan Sun",
         "bash scripts/test.sh",
         "bash scripts/stage1.sh",
+        "bash scripts/stage2.sh",
     ):
         assert words in text, words
 

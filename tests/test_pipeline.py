@@ -1,4 +1,4 @@
-"""Stage 1's commands one after the other on the miniature: one and two processes, with and without masks."""
+"""All commands one after the other on the miniature: one and two processes, with and without masks."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from tests.commands import argv, finish, run_here
-from tests.conftest import TRAIN_OPTIONS
+from tests.conftest import SEGMENTER_OPTIONS, TRAIN_OPTIONS
 from tests.miniature import make
 from wsss.cam_files import read_cams
 from wsss.datasets import load_dataset
@@ -34,6 +34,24 @@ def _contents(folder, suffix):
 
 def _log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _labels(path):
+    return np.array(Image.open(path))
+
+
+def _score(folder):
+    return json.loads((folder / "score.json").read_text())
+
+
+def _iou_by_hand(pred_dir, mask_dir):
+    """IoU of the four classes, of the predictions that there are."""
+    counts = np.zeros((4, 4), np.int64)
+    for path in pred_dir.glob("*.png"):
+        pred, truth = _labels(path), _labels(mask_dir / path.name)
+        counts += confusion_matrix(truth[truth != 255], pred[truth != 255], labels=range(4))
+    hits = np.diag(counts)
+    return hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
 def test_training_in_two_processes_gives_the_losses_and_weights_of_one(miniature, trained, tmp_path):
@@ -95,20 +113,43 @@ def test_threshold_masks_and_scores_agree_with_counting_by_hand(miniature, cams,
         "wsss.score", *data, "--pred-dir", tmp_path / "masks", "--split", "train",
         "--output-dir", tmp_path / "score", "--workers", 0,
     )  # fmt: skip
-    spec = load_dataset("folder", miniature)
-    counts = np.zeros((4, 4), np.int64)
-    for image_id in spec.image_ids("train"):
-        truth = np.array(Image.open(spec.mask_path(image_id)))
-        pred = np.array(Image.open(tmp_path / "masks" / f"{image_id}.png"))
-        cam, class_ids = read_cams(cams / f"{image_id}.npz")
+    for path in cams.glob("*.npz"):
+        cam, class_ids = read_cams(path)
         by_hand = np.where(cam.max(0) > record["threshold"], class_ids[cam.argmax(0)] + 1, 0)
-        assert np.array_equal(pred, by_hand)
-        counts += confusion_matrix(truth[truth != 255], pred[truth != 255], labels=range(4))
-    hits = np.diag(counts)
-    iou = hits / (counts.sum(0) + counts.sum(1) - hits)
-    scores = [json.loads((tmp_path / n / "score.json").read_text())["mean_iou"] for n in ("masks", "score")]
-    assert scores == pytest.approx([iou.mean()] * 2, abs=1e-9)
-    assert record["best_mean_iou"] == pytest.approx(iou.mean(), abs=1e-9)
+        assert np.array_equal(_labels(tmp_path / "masks" / f"{path.stem}.png"), by_hand)
+    mean_iou = _iou_by_hand(tmp_path / "masks", miniature / "masks").mean()
+    scores = [_score(tmp_path / n)["mean_iou"] for n in ("masks", "score")]
+    assert scores == pytest.approx([mean_iou] * 2, abs=1e-9)
+    assert record["best_mean_iou"] == pytest.approx(mean_iou, abs=1e-9)
+
+
+def test_stage_2_learns_from_the_masks_of_stage_1(miniature, cams, tmp_path):
+    """The loss on them falls, predictions are scored on the true ones, and every score agrees."""
+    data = ("--data-path", miniature)
+    pseudo, train, predicted = tmp_path / "masks", tmp_path / "train", tmp_path / "predicted"
+    run_here(
+        "weaktr.make_masks", *data, "--cam-dir", cams, "--output-dir", pseudo, "--no-crf",
+        "--threshold", 0.7, "--workers", 0,
+    )  # fmt: skip
+    run_here(
+        "segmentation.train", *data, "--mask-dir", pseudo, "--output-dir", train, *SEGMENTER_OPTIONS,
+        "--iterations", 40, "--save-every", 2, "--eval-every", 40, "--optimizer", "adamw", "--lr", 3e-4,
+        "--encoder-lr-scale", 1, "--overlays", 0, "--seed", 2,
+    )  # fmt: skip
+    losses = [record["loss"] for record in _log(train)]
+    assert len(losses) == 20 and np.mean(losses[10:]) < 0.85 * losses[0]
+    predict = ("segmentation.predict", *data, "--checkpoint", train / "last.pth", "--workers", 0)
+    run_here(*predict, "--output-dir", predicted, "--split", "train")
+    run_here(*predict, "--output-dir", tmp_path / "val")
+    score = ("wsss.score", *data, "--pred-dir", predicted, "--split", "train", "--workers", 0)
+    run_here(*score, "--output-dir", tmp_path / "true")
+    run_here(*score, "--output-dir", tmp_path / "near", "--mask-dir", pseudo)
+    assert len(_contents(predicted, ".png")) == 16
+    ious = {name: [c["iou"] for c in _score(tmp_path / name)["classes"]] for name in ("true", "near")}
+    np.testing.assert_allclose(ious["true"], _iou_by_hand(predicted, miniature / "masks"), atol=1e-9)
+    np.testing.assert_allclose(ious["near"], _iou_by_hand(predicted, pseudo), atol=1e-9)
+    assert ious["true"] == [c["iou"] for c in _score(predicted)["classes"]] != ious["near"]
+    assert _score(tmp_path / "val")["mean_iou"] == pytest.approx(_log(train)[-1]["val_miou"], abs=1e-12)
 
 
 def test_without_masks_every_step_runs_and_nothing_is_scored(

@@ -1,5 +1,6 @@
-"""The shell scripts: they parse, say what they are, refuse nonsense, and stage1.sh runs from end to end."""
+"""The shell scripts: they parse, say what they are, refuse nonsense; both stages run from end to end."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.commands import ROOT
+from wsss.datasets import load_dataset
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+SOURCED = ("common.sh", "env.sh")  # by the others, never run
 
 
 def _bash(*words, **variables):
@@ -26,33 +29,35 @@ def test_script_parses_and_says_what_it_is(script):
     assert _bash("-n", script).returncode == 0
     header = re.match(r"(?:#.*\n)+", script.read_text(encoding="utf8"))[0]
     assert len(header.split("\n")) > 2
-    if script.name not in ("env.sh", "run"):
+    if script.name in SOURCED:
+        assert header.startswith("# Sourced by the ")
+    elif script.name != "run":
         assert f"bash scripts/{script.name}" in header
         for word in ("Needs", "Expect", "Time"):
             assert word in header, word
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("script", "arguments", "words"),
     [
-        ((), "3 arguments"),
-        (("folder", "a"), "3 arguments"),
-        (("cityscapes", "a", "b"), "unknown data set cityscapes"),
+        ("stage1.sh", (), "3 arguments"),
+        ("stage1.sh", ("folder", "a"), "3 arguments"),
+        ("stage1.sh", ("cityscapes", "a", "b"), "unknown data set cityscapes"),
+        ("stage2.sh", (), "4 or 5 arguments"),
+        ("stage2.sh", ("folder", "a", "b"), "4 or 5 arguments"),
+        ("stage2.sh", ("folder", "a", "b", "c", "d", "e"), "4 or 5 arguments"),
+        ("stage2.sh", ("cityscapes", "a", "b", "c"), "unknown data set cityscapes"),
     ],
 )
-def test_stage1_refuses_nonsense(arguments, words):
-    done = _bash(ROOT / "scripts" / "stage1.sh", *arguments, WEAKTR_PYTHON=sys.executable)
+def test_stages_refuse_nonsense(script, arguments, words):
+    done = _bash(ROOT / "scripts" / script, *arguments, WEAKTR_PYTHON=sys.executable)
     assert done.returncode == 2 and words in done.stderr and "usage" in done.stderr
 
 
-def test_stage1_names_a_missing_data_set(tmp_path):
-    done = _bash(
-        ROOT / "scripts" / "stage1.sh",
-        "folder",
-        tmp_path / "nothing",
-        tmp_path / "out",
-        WEAKTR_PYTHON=sys.executable,
-    )
+@pytest.mark.parametrize(("script", "masks"), [("stage1.sh", ()), ("stage2.sh", ("true",))])
+def test_stages_name_a_missing_data_set(script, masks, tmp_path):
+    folders = (tmp_path / "nothing", *masks, tmp_path / "out")
+    done = _bash(ROOT / "scripts" / script, "folder", *folders, WEAKTR_PYTHON=sys.executable)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert re.search(r"^error: .*nothing: no such folder", done.stderr, re.M)
     assert not (tmp_path / "out").exists()
@@ -115,3 +120,32 @@ def test_stage1_from_end_to_end_without_masks_in_two_processes(miniature_without
         assert len(masks) == count
         assert {int(v) for path in masks for v in np.unique(np.array(Image.open(path)))} <= {0, 1, 2, 3}
     assert not (out / "score").exists()
+
+
+def test_stage2_from_end_to_end_without_true_masks_in_two_processes(
+    miniature, miniature_without_masks, tmp_path
+):
+    out = tmp_path / "with space"
+    arguments = (miniature_without_masks, miniature / "masks", out, "vit_micro_patch8_96")
+    train_options = "--short-side 72 --crop-size 64 --window 64 --stride 42 --iterations 4 --save-every 2"
+    variables = {
+        "WEAKTR_PYTHON": sys.executable, "PRETRAINED_WEIGHTS": "none", "TRAIN_OPTIONS": train_options,
+        "PREDICT_OPTIONS": "--amp off", "WORKERS": "0", "GPUS": "2",
+    }  # fmt: skip
+    done = _bash(ROOT / "scripts" / "stage2.sh", "folder", *arguments, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "train" / "last.pth").is_file() and not (out / "train" / "best.pth").exists()
+    spec = load_dataset("folder", miniature_without_masks)
+    sizes = {i: Image.open(spec.image_path(i)).size for i in spec.image_ids("val")}
+    for folder, scales, blocks, preset in (
+        ("single", [1.0], "last", None),
+        ("multi_crf", [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], "fused", "voc12_segmentation"),
+    ):
+        masks = {path.stem: Image.open(path) for path in (out / folder / "val").glob("*.png")}
+        assert {name: mask.size for name, mask in masks.items()} == sizes
+        assert {int(v) for mask in masks.values() for v in np.unique(np.array(mask))} <= {0, 1, 2, 3}
+        found = json.loads((out / folder / "val" / "config.json").read_text())
+        assert (found["scales"], found["flip"]) == (scales, folder == "multi_crf")
+        assert (found["decoder_blocks"], found["crf_preset"]) == (blocks, preset)
+    assert len(list((out / "single" / "val" / "overlays").glob("*.png"))) == 6
+    assert not list(out.rglob("score.json"))
