@@ -160,7 +160,10 @@ def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmente
         ) from None
     if backbone not in (None, arguments["backbone"]):
         raise UserError(f"{path}: is a {arguments['backbone']}, not {backbone}; leave --backbone out")
-    model = build_segmenter(**arguments)
+    try:
+        model = build_segmenter(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:  # a text for a number, a negative size, ...
+        raise UserError(f"{path}: its model_args cannot be used ({error}); train again") from None
     load_strict(model, state, path)
     weights = ("model", "state_dict", "optimizer")  # bare in some files
     entries = {k: v for k, v in content.items() if k not in weights and not isinstance(v, Tensor)}
@@ -168,10 +171,18 @@ def load_segmenter(path: Path, *, backbone: str | None = None) -> tuple[Segmente
 
 
 def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None) -> dict:
-    needed = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.proj.weight", "decoder.cls_emb")
-    missing = [k for k in needed if k not in state]
-    if missing:
-        raise UserError(f"{path}: not a segmenter's checkpoint ({missing[0]} missing); check the path")
+    needed = {  # name: dimensions
+        "encoder.cls_token": 3,
+        "encoder.pos_embed": 3,
+        "encoder.patch_embed.proj.weight": 4,
+        "decoder.cls_emb": 3,
+    }
+    wrong = [
+        name for name, dimensions in needed.items() if name not in state or state[name].ndim != dimensions
+    ]
+    if wrong:
+        found = "of another shape" if wrong[0] in state else "missing"
+        raise UserError(f"{path}: not a segmenter's checkpoint ({wrong[0]} {found}); check the path")
     width, patch = state["encoder.cls_token"].shape[-1], state["encoder.patch_embed.proj.weight"].shape[-1]
     depth = len({k.split(".")[2] for k in state if k.startswith("encoder.blocks.")})
     names = [k.removeprefix("encoder.") for k in state if k.startswith("encoder.")]

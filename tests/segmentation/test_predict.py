@@ -510,3 +510,19 @@ def test_masks_without_a_counted_pixel(miniature, checkpoint, tmp_path, capsys):
     options = ("--data-path", data, "--checkpoint", checkpoint, "--output-dir", tmp_path / "out")
     run_here(MODULE, *options)
     assert "no score, every pixel of the masks is 255 | val, 6 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model_args": {"backbone": "vit_micro_patch8_96", "num_classes": "four"}}, "model_args"),
+        ({"model": {"encoder.cls_token": torch.zeros(())}}, "cls_token of another shape"),
+    ],
+)  # fmt: skip
+def test_nonsense_in_a_checkpoint_is_one_line(content, words, miniature, tmp_path, capsys):
+    path = tmp_path / "odd.pth"
+    save_checkpoint(path, {"model": {"encoder.pos_embed": torch.zeros(1, 5, 8)}, **content})
+    line = error_line(
+        capsys, MODULE, "--data-path", miniature, "--checkpoint", path, "--output-dir", tmp_path / "out"
+    )
+    assert str(path) in line and words in line
