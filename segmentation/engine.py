@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from segmentation.data import read_fitting_mask
-from segmentation.inference import Protocol, predict_probs
+from segmentation.inference import Protocol
 from segmentation.losses import IGNORED, gradient_clipping_loss, pixel_cross_entropy
-from segmentation.memory import fitting_protocol
+from segmentation.memory import predict_in_memory
 from segmentation.segmenter import Segmenter
 from wsss.distributed import all_sum, rank, shard, world_size
 from wsss.errors import UserError
@@ -187,8 +187,7 @@ def evaluate(
         size = {"num_classes": model.num_classes}
         mask = read_fitting_mask(mask_paths[image_id], image_path, image.shape[:2], **size)
         try:
-            fitting = fitting_protocol(model, image.shape[:2], protocol, max_side=max_side)
-            probs = predict_probs(model, image, fitting, max_side=max_side, amp_dtype=amp_dtype)
+            probs = predict_in_memory(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
         except UserError as error:
             raise UserError(f"{image_path}: {error}") from error
         confusion.update(probs.argmax(0), mask)

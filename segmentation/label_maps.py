@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from segmentation.inference import Protocol, predict_probs
-from segmentation.memory import fitting_protocol
+from segmentation.inference import Protocol
+from segmentation.memory import predict_in_memory
 from segmentation.segmenter import Segmenter
 from wsss.crf import crf_from_probs
 from wsss.errors import UserError
@@ -68,8 +68,7 @@ def make_task(
             raise UserError(f"{outputs.mask}: {image_path} has another size now; delete this label map")
         return Task(outputs, image, labels, None, None)
     try:
-        protocol = fitting_protocol(model, image.shape[:2], protocol, max_side=max_side)
-        probs = _class_probs(model, image, protocol, max_side, amp_dtype)
+        probs = predict_in_memory(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
     except UserError as error:
         raise UserError(f"{image_path}: {error}") from error
     labels = probs.argmax(0).to(torch.uint8).cpu().numpy()
@@ -77,16 +76,6 @@ def make_task(
     winners = probs[classes].cpu().numpy() if crf and len(classes) > 1 else None
     written = probs.to(torch.float16).cpu().numpy() if outputs.probabilities in missing else None
     return Task(outputs, image, labels, winners, written)
-
-
-def _class_probs(model: Segmenter, image, protocol: Protocol, max_side, amp_dtype) -> torch.Tensor:
-    """float32 (K, H, W) on the network's device."""
-    try:
-        return predict_probs(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "the GPU's memory is full; use a smaller --window-batch, or shrink the picture with --max-side"
-        ) from None
 
 
 def finish_task(task: Task, *, crf_preset: str | None, class_names: tuple[str, ...]) -> None:

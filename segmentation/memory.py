@@ -1,13 +1,32 @@
-"""Which pictures the free memory holds in prediction."""
+"""Prediction within the free memory."""
 
 import math
 from dataclasses import replace
 
-from segmentation.inference import Protocol, enlarged_size, window_starts
+import numpy as np
+import torch
+
+from segmentation.inference import Protocol, enlarged_size, predict_probs, window_starts
 from segmentation.segmenter import Segmenter
 from wsss.errors import UserError
 from wsss.memory import free_memory
 from wsss.transforms import resized_size
+
+
+def predict_in_memory(
+    model: Segmenter,
+    image: np.ndarray,
+    protocol: Protocol,
+    *,
+    max_side: int | None = None,
+    amp_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``predict_probs`` with ``fitting_protocol``; a lack of memory is a ``UserError`` too."""
+    protocol = fitting_protocol(model, image.shape[:2], protocol, max_side=max_side)
+    try:
+        return predict_probs(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU's memory is full; shrink the picture with --max-side") from None
 
 
 def fitting_protocol(

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from segmentation.inference import Protocol, predict_probs
+from segmentation.inference import Protocol
+from segmentation.memory import predict_in_memory
 from segmentation.segmenter import Segmenter
 from wsss.io import read_image, read_mask
 from wsss.visualize import overlay, side_by_side
@@ -46,7 +47,7 @@ def write_pictures(
     model.eval()
     for image_id in image_ids:
         image = read_image(spec.image_path(image_id), exif=exif)
-        probs = predict_probs(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
+        probs = predict_in_memory(model, image, protocol, max_side=max_side, amp_dtype=amp_dtype)
         labels = probs.argmax(0).cpu().numpy()
         mask = read_mask(mask_paths[image_id])
         picture = side_by_side(image, overlay(image, labels), overlay(image, mask))

@@ -217,7 +217,7 @@ def test_existing_files_are_kept_and_overlays_come_from_them(
     options = ("--data-path", miniature, "--checkpoint", checkpoint, "--output-dir", tmp_path)
     run_here(MODULE, *options)
     before = files(tmp_path)
-    monkeypatch.setattr(segmentation.label_maps, "predict_probs", None)
+    monkeypatch.setattr(segmentation.label_maps, "predict_in_memory", None)
     run_here(MODULE, *options, "--overlays", "2", "--window-batch", 1, "--workers", 0)
     assert "wrote 0 label maps" in (printed := capsys.readouterr().out) and "6 were there" in printed
     assert files(tmp_path, "*.png") == before
