@@ -7,9 +7,9 @@ Every random number comes from the generator that is handed in. Pictures are uin
 import cv2
 import numpy as np
 
+from wsss.io import IGNORED
 from wsss.transforms import resize_bilinear, resize_nearest, resized_size
 
-IGNORED = 255
 RATIOS = (0.5, 2.0)  # short side of the resized picture, over the nominal one
 CROP_DRAWS = 10
 MAX_SHARE = 0.75  # of one class in the labelled part of a crop

@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segmentation.augment import IGNORED, augment
+from segmentation.augment import augment
 from wsss.distributed import rank
 from wsss.errors import UserError
-from wsss.io import read_image, read_mask
+from wsss.io import IGNORED, read_image, read_mask
 from wsss.parallel import parallel_map
 from wsss.transforms import normalise
 

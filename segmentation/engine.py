@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from segmentation.data import read_fitting_mask
 from segmentation.inference import Protocol
-from segmentation.losses import IGNORED, gradient_clipping_loss, pixel_cross_entropy
+from segmentation.losses import gradient_clipping_loss, pixel_cross_entropy
 from segmentation.memory import predict_in_memory
 from segmentation.segmenter import Segmenter
 from wsss.distributed import all_sum, rank, shard, world_size
 from wsss.errors import UserError
-from wsss.io import read_image
+from wsss.io import IGNORED, read_image
 from wsss.loading import StepBatchSampler
 from wsss.metrics import ConfusionMatrix, Scores
 from wsss.training import broken_loss, check_weights
@@ -88,18 +88,12 @@ def train_steps(
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             logits = model(images)
-        plain = pixel_cross_entropy(logits, masks)
-        used = plain if clipping is None else clip(plain, clipping, sampler, step)
-        global_size = sampler.global_size(step)
-        pixels = masks[0].numel() * global_size
-        # DDP averages gradients over processes: the sum of the parts over the global batch is what is wanted
-        loss = used.sum() / pixels * world_size()
+        loss, counts = step_loss(logits, masks, clipping, sampler, step)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         broken = torch.where((broken < 0) & ~torch.isfinite(loss.detach()), step, broken)
-        counts = count_step(plain.detach(), used.detach(), masks, pixels)
         total.sums += counts
         recent.sums += counts
         if (step + 1) % LOOK_EVERY == 0 or step == steps[-1]:
@@ -114,6 +108,21 @@ def train_steps(
     check_weights(model, steps[-1], [image_ids[i] for i in sampler.batch(steps[-1])])
     all_sum(total.sums)
     return total.means(processes=world_size())
+
+
+def step_loss(
+    logits: Tensor, masks: Tensor, clipping: Clipping | None, sampler: StepBatchSampler, step: int
+) -> tuple[Tensor, Tensor]:
+    """The loss to be minimised, and what the step adds to a ``Tally``.
+
+    DDP averages gradients over processes, and what is wanted is the sum of the parts over the global batch:
+    so this process's part counts ``world_size()`` times.
+    """
+    plain = pixel_cross_entropy(logits, masks)
+    used = plain if clipping is None else clip(plain, clipping, sampler, step)
+    pixels = masks[0].numel() * sampler.global_size(step)
+    counts = count_step(plain.detach(), used.detach(), masks, pixels)
+    return used.sum() / pixels * world_size(), counts
 
 
 def clip(pixel_loss: Tensor, clipping: Clipping, sampler: StepBatchSampler, step: int) -> Tensor:

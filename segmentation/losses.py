@@ -1,4 +1,4 @@
-"""Cross-entropy per pixel, and gradient clipping on it (arXiv 2304.01184, section 3.3)."""
+"""Cross-entropy per pixel, and gradient clipping on it (arXiv 2304.01184)."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = 255
+from wsss.io import IGNORED
 
 
 def pixel_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from wsss.errors import UserError
 
 # Pillow tells formats by content. Only these are tried: others can start programs (EPS) or play films.
 PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+IGNORED = 255  # in masks: no label
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 
