@@ -1,5 +1,7 @@
 """Time and memory of CAMs and of a training step, with and without N x N attention matrices. Not a test.
 
+Last come forward and backward of one block's attention in bfloat16: the fused kernel, and wsss.vit.attend.
+
     python -m tests.benchmark_attention [--backbone deit_small_patch16_224] [--threads 2]
 
 Each case runs in a process of its own; memory is the peak above the process with the network built, idle.
@@ -12,9 +14,11 @@ import resource
 import time
 
 import torch
+import torch.nn.functional as F
 
 from tests.weaktr.oracle import plain_forward
 from weaktr.model import build_weaktr, weaktr_loss
+from wsss.vit import attend
 
 REPEATS = 3
 
@@ -34,7 +38,7 @@ def measure(case: str, backbone: str, threads: int, queue) -> None:
         if plain:
             found = plain_forward(model, images)
             logits = [found[f"{name}_logits"] for name in ("class", "coarse", "fine")]
-            loss = torch.nn.functional.multilabel_soft_margin_loss
+            loss = F.multilabel_soft_margin_loss
             sum(loss(z, targets) for z in logits).backward()
         else:
             weaktr_loss(model(images), targets)["loss"].backward()
@@ -48,6 +52,24 @@ def measure(case: str, backbone: str, threads: int, queue) -> None:
         run()
         seconds.append(time.perf_counter() - start)
     queue.put((min(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024))
+
+
+def bfloat16_attention(shape: tuple[int, ...], threads: int) -> None:
+    """Print times of queries, keys and values of ``shape`` (B, H, N, d)."""
+    torch.set_num_threads(threads)
+    least = {}
+    for name, function in (("fused", F.scaled_dot_product_attention), ("attend", attend)):
+        seconds = []
+        for _ in range(10):
+            tensors = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+            start = time.perf_counter()
+            output = function(*tensors, 0.0) if name == "attend" else function(*tensors)
+            output.float().square().sum().backward()
+            seconds.append(time.perf_counter() - start)
+        least[name] = min(seconds)
+    ratio = least["fused"] / least["attend"]
+    fused, plain = (1e3 * least[name] for name in ("fused", "attend"))
+    print(f"bfloat16 {shape}: {fused:.1f} and {plain:.1f} ms, fused / attend {ratio:.1f}")  # noqa: T201
 
 
 def main() -> None:
@@ -69,6 +91,8 @@ def main() -> None:
             print(f"{who:5} {what}: {found[who][0]:6.2f} s, {found[who][1]:7.0f} MiB")  # noqa: T201
         time_ratio, memory_ratio = (a / b for a, b in zip(found["plain"], found["ours"], strict=True))
         print(f"plain / ours {what}: time {time_ratio:.2f}, memory {memory_ratio:.2f}")  # noqa: T201
+    for shape in ((32, 3, 145, 32), (8, 3, 197, 64)):
+        bfloat16_attention(shape, options.threads)
 
 
 if __name__ == "__main__":
