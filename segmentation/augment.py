@@ -20,11 +20,18 @@ HUE = 18  # of OpenCV's 180 steps of 2 degrees
 
 
 def augment(
-    image: np.ndarray, mask: np.ndarray, *, short_side: int, crop_size: int, rng: np.random.Generator
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    short_side: int,
+    crop_size: int,
+    rng: np.random.Generator,
+    photometric: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A training crop of a picture (H, W, 3) and of its mask (H, W): uint8 (h, w, 3) and (h, w).
 
-    h and w are ``crop_size``, or less where the resized picture is smaller.
+    h and w are ``crop_size``, or less where the resized picture is smaller. ``photometric=False`` leaves the
+    colours as they are.
     """
     size = resized_size(mask.shape, short_side, rng.uniform(*RATIOS))
     image, mask = resize_bilinear(image, size), resize_nearest(mask, size)
@@ -32,7 +39,7 @@ def augment(
     image, mask = image[window], mask[window]
     if heads(rng):
         image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-    return distort(image, rng), mask
+    return distort(image, rng) if photometric else image, mask
 
 
 def heads(rng: np.random.Generator) -> bool:

@@ -50,11 +50,12 @@ class SegmentationDataset(Dataset):
         std: Sequence[float],
         num_classes: int,
         seed: int,
+        photometric: bool = True,
         exif: bool = False,
     ):
         self.spec, self.image_ids, self.mask_paths = spec, list(image_ids), mask_paths
         self.crop_size, self.short_side, self.mean, self.std = crop_size, short_side, mean, std
-        self.num_classes, self.seed, self.exif = num_classes, seed, exif
+        self.num_classes, self.seed, self.photometric, self.exif = num_classes, seed, photometric, exif
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -72,7 +73,14 @@ class SegmentationDataset(Dataset):
         except UserError as error:
             return error
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, mask = augment(image, mask, short_side=self.short_side, crop_size=self.crop_size, rng=rng)
+        image, mask = augment(
+            image,
+            mask,
+            short_side=self.short_side,
+            crop_size=self.crop_size,
+            rng=rng,
+            photometric=self.photometric,
+        )
         height, width = mask.shape
         sample = {
             "image": torch.zeros(3, self.crop_size, self.crop_size),

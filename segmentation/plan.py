@@ -47,6 +47,9 @@ class Config(DataOptions):
     stride: int | None = option(
         None, "stride of the evaluation's window, pixels (default: two thirds of the window)", minimum=1
     )
+    photometric: bool = option(
+        True, "distort brightness, contrast, saturation and hue; leave it out for classes told by colour"
+    )
     gradient_clipping: bool = option(True, "take the gradient from pixels of high loss")
     clip_start: float = option(1.2, "mean loss below which clipping acts", above=0)
     clip_patch: int | None = option(

@@ -37,6 +37,11 @@ class Config(DataOptions):
     image_size: int | None = option(
         None, "side of the training crop, pixels (default: the backbone's)", minimum=1
     )
+    augmentation: str = option(
+        "published",
+        "published: DeiT's; geometric: crops of half the area or more, and flips, for classes told by colour",
+        choices=("published", "geometric"),
+    )
     lr: float | None = option(
         None, "peak learning rate for a batch of 512, scaled linearly (default: 6e-4; coco14: 2e-4)", above=0
     )

@@ -11,6 +11,21 @@ from torch import Tensor
 
 from wsss.compat import clamp_posterize
 
+GENTLE_AREA = (0.5, 1.0)  # of the crop, for pictures whose objects are small
+
+
+def geometric_train_transform(image_size: int, mean: Sequence[float], std: Sequence[float]):
+    """Random resized crop of half the picture's area or more (bicubic) and flip: colours stay as they are."""
+    return create_transform(
+        image_size,
+        is_training=True,
+        scale=GENTLE_AREA,
+        color_jitter=None,
+        interpolation="bicubic",
+        mean=mean,
+        std=std,
+    )
+
 
 def classification_train_transform(image_size: int, mean: Sequence[float], std: Sequence[float]):
     """DeiT's training transform: PIL picture to normalised (3, S, S).
