@@ -20,6 +20,8 @@
 #   SPLITS              lists that get CAMs and masks, such as "train val"
 #   GPUS=N              N processes for training and CAM generation (torchrun), on N GPUs, or on the CPU
 #   WORKERS             processes for reading pictures, CRF and scoring
+#   PANELS=N            small pictures of the method's steps (docs/formats.md) of N pictures of the validation list,
+#                       or of the training list where the former gets no masks; default 0
 #   TRAIN_OPTIONS CAM_OPTIONS MASK_OPTIONS   further options of weaktr.train, generate_cam, make_masks
 set -euo pipefail
 
@@ -43,6 +45,8 @@ backbone=${BACKBONE:-$backbone} epochs=${EPOCHS:-$epochs} splits=${SPLITS:-$spli
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ "$splits" = "all there are" ] && splits="$train_split ${val_split#-}"
+[[ " $splits " == *" $val_split "* ]] && shown_split=$val_split || shown_split=$train_split
+panels() { [ "$1" = "$shown_split" ] && echo "${PANELS:-0}" || echo 0; }  # panels SPLIT: how many it gets
 
 step "training on $train_split"
 "${parallel[@]}" -m weaktr.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
@@ -51,7 +55,7 @@ step "training on $train_split"
 for split in $splits; do
     step "CAMs of $split"
     "${parallel[@]}" -m weaktr.generate_cam "${common[@]}" --checkpoint "$out/train/best.pth" --split "$split" \
-        --output-dir "$out/cams/$split" $cam_options ${CAM_OPTIONS:-}
+        --output-dir "$out/cams/$split" --panels "$(panels "$split")" $cam_options ${CAM_OPTIONS:-}
 done
 
 step "threshold, on $scored_split"
@@ -62,7 +66,7 @@ for split in $splits; do
     step "pseudo-masks of $split"
     "$PYTHON" -m weaktr.make_masks "${common[@]}" --cam-dir "$out/cams/$split" --split "$split" \
         --threshold-file "$out/threshold/threshold.json" --output-dir "$out/masks/$split" "${workers[@]}" \
-        ${MASK_OPTIONS:-}
+        --panels "$(panels "$split")" ${MASK_OPTIONS:-}
 done
 
 # The training masks count on the scored list, a part of the training list.

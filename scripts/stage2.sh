@@ -23,6 +23,7 @@
 #   SPLITS              lists to predict, such as "val train"
 #   GPUS=N              N processes for training and prediction (torchrun), on N GPUs, or on the CPU
 #   WORKERS             processes for reading pictures, CRF and scoring
+#   PANELS=N            small pictures (docs/formats.md) of N pictures of each list that is predicted; default 0
 #   TRAIN_OPTIONS       further options of segmentation.train; a batch of 4 feeds at most 4 processes: with more,
 #                       give "--batch-size N" (and, in proportion, --lr)
 #   PREDICT_OPTIONS     further options of both predictions, such as "--window-batch 32"
@@ -60,7 +61,8 @@ predict() {  # predict FOLDER SPLIT options
     local folder=$1 split=$2
     shift 2
     "${parallel[@]}" -m segmentation.predict "${common[@]}" --checkpoint "$out/train/last.pth" --split "$split" \
-        --output-dir "$out/$folder/$(basename "$split" .txt)" "${workers[@]}" "$@" ${PREDICT_OPTIONS:-}
+        --output-dir "$out/$folder/$(basename "$split" .txt)" --panels "${PANELS:-0}" "${workers[@]}" "$@" \
+        ${PREDICT_OPTIONS:-}
 }
 for split in $splits; do  # the last step's network, as published: nothing was chosen on masks
     step "prediction of $split at one scale"

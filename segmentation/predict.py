@@ -8,6 +8,7 @@ Alone or under torchrun. Writes, each at the picture's own size,
 
     ID.png                 palette PNG: 0 background, class + 1
     overlays/ID.png        the same over the picture (--overlays)
+    panels/ID/NAME.png     picture, truth and prediction of a few, small (--panels)
     probabilities/ID.npz   before CRF (--probabilities): probs, float16 (K, H, W), and class_names (K,), both
                            with background first; with --decoder-blocks fused the K values add up to 1.8
 
@@ -37,6 +38,7 @@ from wsss.crf import check_crf_installed
 from wsss.datasets import Dataset, list_pictures, load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
+from wsss.panels import panel_ids, write_label_panels
 from wsss.parallel import parallel_map
 from wsss.run import open_run, sha256
 from wsss.score import mask_paths_of, score_masks, write_score
@@ -45,7 +47,7 @@ from wsss.training import amp_dtype, amp_name
 log = logging.getLogger(__name__)
 
 CRF_PRESETS = {"voc12": "voc12_segmentation", "folder": "voc12_segmentation", "coco14": "coco14_segmentation"}
-OWNED = ("*.png", ".*.png.tmp", "overlays", "probabilities", "score.json", "score.md")
+OWNED = ("*.png", ".*.png.tmp", "overlays", "panels", "probabilities", "score.json", "score.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,12 @@ class Config(DataOptions):
     overlays: str = option(
         "0", "also write overlay PNGs of the first N pictures, or of all", changes_result=False
     )
+    panels: int = option(
+        0,
+        "also write panels/ID of N pictures spread over the list: picture, truth and prediction, small",
+        changes_result=False,
+        minimum=0,
+    )
     probabilities: bool = option(
         False, "also write probabilities: 2 K H W bytes per picture", changes_result=False
     )
@@ -128,6 +136,7 @@ def main(config: Config) -> None:
         )
         log.info("predicting %d pictures of %s, on %s", len(pictures.paths), pictures.name, device)
         written = predict(config, plan, pictures, model.to(device), output_dir)
+        write_panels(config, pictures, output_dir)
         written = int(all_sum(torch.tensor(written, device=device)))
         barrier()
         if rank() == 0:
@@ -274,6 +283,17 @@ def predict(config: Config, plan: Plan, pictures: Pictures, model: Segmenter, ou
     return new
 
 
+def write_panels(config: Config, pictures: Pictures, output_dir: Path) -> None:
+    """Panels of those pictures that are in this process's share, from their label maps."""
+    ids = list(pictures.paths)
+    chosen = set(panel_ids(ids, config.panels))
+    mask_of = pictures.spec.mask_path if pictures.spec is not None else lambda image_id: None
+    shown = [(i, pictures.paths[i], mask_of(i)) for i in shard(ids) if i in chosen]
+    write_label_panels(output_dir, "prediction", shown, exif=config.exif)
+    if chosen:
+        log.info("wrote panels of %d pictures to %s", len(chosen), output_dir / "panels")
+
+
 def outputs_of(config: Config, plan: Plan, output_dir: Path, image_id: str) -> Outputs:
     return Outputs(
         output_dir / f"{image_id}.png",
@@ -326,5 +346,9 @@ def last_line(config: Config, plan: Plan, pictures: Pictures) -> str:
     return next_command("segmentation.predict", config, **where, **same, **published)
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="segmentation.predict", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -31,6 +31,7 @@ from wsss.config import as_plain, next_command, run_command
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.errors import UserError
+from wsss.facts import write_dataset_facts
 from wsss.loading import StepBatchSampler, batches, make_loader
 from wsss.optim import polynomial_rate
 from wsss.run import open_run
@@ -63,6 +64,7 @@ def train(config: Config, device: torch.device) -> None:
     state = resume(output_dir / "last.pth", model, model_args(config, plan), optimizer, scaler, spec)
     if not resumed:
         check_all_masks(config, spec, plan, model)
+    write_dataset_facts(output_dir, spec, (plan.train_split, plan.val_split))
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
     sampler, stream = training_stream(config, spec, plan, model, device, first_step=state["step"])
     writer = None
@@ -176,6 +178,7 @@ def training_stream(
         plan.train_masks,
         crop_size=config.crop_size,
         short_side=config.short_side,
+        photometric=config.photometric,
         mean=model.pixel_mean,
         std=model.pixel_std,
         num_classes=plan.num_classes,
@@ -298,5 +301,9 @@ def summarise(config: Config, spec, plan: Plan, state: dict, output_dir: Path, s
     log.info(next_command("segmentation.predict", config, checkpoint=last, exif=config.exif, **where))
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="segmentation.train", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

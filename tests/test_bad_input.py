@@ -285,4 +285,5 @@ def test_options_that_do_not_fit(options, words, miniature, tmp_path, capsys):
 
 def test_tests_leave_the_shared_training_alone(trained):
     assert hashlib.sha256((trained / "last.pth").read_bytes()).hexdigest()
-    assert files(trained) == ["best.pth", "config.json", "environment.json", "last.pth", "log.jsonl"]
+    names = ["best.pth", "config.json", "dataset.json", "environment.json", "last.pth", "log.jsonl"]
+    assert files(trained) == names

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from weaktr.cam_panels import write_cam_panels
 from weaktr.cams import cam_grids, multi_scale_cams, predicted_labels
 from weaktr.model import ATTENTIONS, WeakTr, load_weaktr
 from weaktr.thresholds import PUBLISHED_THRESHOLDS, ThresholdAccumulator, threshold_values
@@ -67,6 +68,12 @@ class Config(DataOptions):
     overlays: int = option(
         0, "also write overlay PNGs of the first N pictures", changes_result=False, minimum=0
     )
+    panels: int = option(
+        0,
+        "also write panels/ID of N pictures spread over the list: picture, truth and kinds of CAM, small",
+        changes_result=False,
+        minimum=0,
+    )
     backbone: str | None = option(None, "for a released checkpoint of another family than DeiT: its backbone")
     pool: str = option("max", "for a released checkpoint: its feature pooling", choices=("max", "avg"))
 
@@ -84,7 +91,7 @@ def main(config: Config) -> None:
             config.output_dir,
             "weaktr.generate_cam",
             {**options, "checkpoint_sha256": sha256(config.checkpoint)},
-            owned=("*.npz", ".*.npz.tmp", "overlays"),
+            owned=("*.npz", ".*.npz.tmp", "overlays", "panels", "head_weights.json"),
             overwrite=config.overwrite,
         )
         model.to(device)
@@ -94,6 +101,8 @@ def main(config: Config) -> None:
         write_one = partial(_one_picture, config, options["scales"], spec, model, output_dir, accumulator)
         for image_id in tqdm(shard(image_ids), desc=f"CAMs {split}", unit="img", disable=rank() != 0):
             counts += write_one(image_id, overlaid=image_id in overlaid)
+        if config.panels:
+            _write_panels(config, options["scales"], spec, model, output_dir, image_ids)
         written, kept, skipped, scored = all_sum(torch.from_numpy(counts).to(device)).tolist()
         accumulator.all_sum(device)
         barrier()
@@ -188,6 +197,14 @@ def write_overlay(path: Path, image: np.ndarray, found: CamFile) -> None:
     write_image(path, side_by_side(image, *heats))
 
 
+def _write_panels(config: Config, scales, spec, model: WeakTr, output_dir: Path, image_ids) -> None:
+    labels_of = partial(_labels, config, spec, model)
+    how = {"scales": scales, "flip": config.flip, "refine": config.refine, "max_side": config.max_side}
+    how |= {"count": config.panels, "exif": config.exif}
+    write_cam_panels(output_dir, model, spec, image_ids, labels_of, **how)
+    log.info("wrote panels of %d pictures to %s", min(config.panels, len(image_ids)), output_dir / "panels")
+
+
 def _log_score(accumulator: ThresholdAccumulator, scored: int, split: str, config: Config) -> None:
     curve = accumulator.curve()
     published = PUBLISHED_THRESHOLDS[config.dataset]
@@ -199,5 +216,9 @@ def _log_score(accumulator: ThresholdAccumulator, scored: int, split: str, confi
     )  # fmt: skip
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="weaktr.generate_cam", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -22,6 +22,7 @@ from wsss.datasets import load_dataset, split_name
 from wsss.errors import UserError
 from wsss.io import read_image, read_json, read_mask, write_mask
 from wsss.metrics import ConfusionMatrix
+from wsss.panels import panel_ids, write_label_panels
 from wsss.parallel import parallel_map
 from wsss.run import open_run
 from wsss.score import mask_paths_of, score_masks, score_record, write_score
@@ -47,6 +48,12 @@ class Config(DataOptions):
     )
     mask_dir: Path | None = option(None, "folder of <id>.png masks to score against; default: the data set's")
     exif: bool = option(False, "turn pictures as their EXIF tag says; as for weaktr.generate_cam")
+    panels: int = option(
+        0,
+        "also write panels/ID of N pictures spread over the list: picture, truth and mask, small",
+        changes_result=False,
+        minimum=0,
+    )
     workers: int = option(
         os.cpu_count() or 1, "processes; 0 computes in the command's own", minimum=0, changes_result=False
     )
@@ -166,7 +173,7 @@ def main(config: Config) -> None:
         config.output_dir,
         "weaktr.make_masks",
         options,
-        owned=("*.png", ".*.png.tmp", "score.json", "score.md"),
+        owned=("*.png", ".*.png.tmp", "panels", "score.json", "score.md"),
         overwrite=config.overwrite,
     )
     there = sum(task.output_path.is_file() for task in tasks)
@@ -186,6 +193,12 @@ def main(config: Config) -> None:
         if counts is not None:
             before.counts += counts
     log.info("wrote %d masks to %s, %d in all", len(tasks) - there, output_dir, len(tasks))
+    if config.panels:
+        shown = panel_ids(ids, config.panels)
+        truth = {i: dataset.mask_path(i) for i in shown} | mask_paths
+        pictures = [(i, dataset.image_path(i), truth[i]) for i in shown]
+        write_label_panels(output_dir, "pseudo_mask", pictures, exif=config.exif)
+        log.info("wrote panels of %d pictures to %s", len(shown), output_dir / "panels")
     log.info("threshold %.2f, CRF: %s", threshold, preset or "none")
     if not mask_paths:
         log.info("no score: not every picture of %s has a mask", split)
@@ -214,5 +227,9 @@ def main(config: Config) -> None:
     log.info(next_command("wsss.score", config, pred_dir=output_dir, split=split, **where))
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="weaktr.make_masks", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

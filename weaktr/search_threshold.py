@@ -315,5 +315,9 @@ def plot_curve(curve: ThresholdCurve, path: Path, split: str, published: float) 
         FigureCanvasAgg(figure).print_png(temporary)
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="weaktr.search_threshold", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -28,12 +28,17 @@ from weaktr.thresholds import SWEEP
 from wsss.config import as_plain, next_command, run_command
 from wsss.datasets import load_dataset, split_name
 from wsss.distributed import barrier, distributed_session, rank, world_size
+from wsss.facts import write_dataset_facts
 from wsss.loading import StepBatchSampler, batches, make_loader
 from wsss.optim import published_stage1_rate, shifted_stage1_rate, warmup_cosine_rate
 from wsss.pretrained import read_weights
 from wsss.run import open_run
 from wsss.training import load_training, save_training
-from wsss.transforms import classification_train_transform, classification_val_transform
+from wsss.transforms import (
+    classification_train_transform,
+    classification_val_transform,
+    geometric_train_transform,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +73,7 @@ def train(config: Config, device: torch.device) -> None:
         log.info("checking %d pictures with masks, for scoring CAMs", len(plan.cam_ids))
         how = {"scales": config.cam_scales, "exif": config.exif, "max_side": config.max_side}
         check_scorable(model, spec, plan.cam_ids, **how)
+    write_dataset_facts(output_dir, spec, (plan.train_split, plan.val_split, plan.cam_split))
     network = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
 
     train_set, sampler, train_loader, val_loader = make_loaders(config, spec, plan, model, device)
@@ -161,10 +167,11 @@ def parameter_groups(model: WeakTr, new_lr_scale: float, token_lr_scale: float) 
 
 def make_loaders(config: Config, spec, plan: Plan, model: WeakTr, device: torch.device):
     statistics = (model.pixel_mean, model.pixel_std)
+    transforms = {"published": classification_train_transform, "geometric": geometric_train_transform}
     train_set = ImageLabelDataset(
         spec,
         plan.train_ids,
-        classification_train_transform(plan.image_size, *statistics),
+        transforms[config.augmentation](plan.image_size, *statistics),
         seed=config.seed,
         exif=config.exif,
     )
@@ -298,5 +305,9 @@ def summarise(config: Config, plan: Plan, state: dict, output_dir: Path, seconds
     log.info(next_command("weaktr.generate_cam", config, checkpoint=checkpoint, exif=config.exif, **where))
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="weaktr.train", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

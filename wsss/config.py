@@ -6,12 +6,16 @@ class Config(DataOptions):
 
 def main(config: Config) -> None: ...
 
-if __name__ == "__main__":
+def run() -> None:  # also the console command weaktr-train, see setup.py
     run_command(main, Config, prog="weaktr.train", description=__doc__)
+
+if __name__ == "__main__":
+    run()
 """
 
 import argparse
 import dataclasses
+import datetime
 import errno
 import gc
 import logging
@@ -127,10 +131,16 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind)
     parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
 
 
+def _as_started(module: str) -> str:
+    """How the user started it: by its name in setup.py, such as ``weaktr-train``, else with ``python -m``."""
+    name = module.replace(".", "-").replace("_", "-")
+    return name if Path(sys.argv[0]).stem == name else f"python -m {module}"
+
+
 def parse(config_class, argv=None, *, prog: str | None = None, description: str | None = None):
     """Build ``config_class`` from command-line arguments (default: ``sys.argv[1:]``)."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}" if prog else None,
+        prog=_as_started(prog) if prog else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -178,9 +188,14 @@ def next_command(module: str, config: DataOptions, **options) -> str:
 
 
 def run_command(main, config_class, argv=None, *, prog: str, description: str | None = None) -> None:
-    """Parse, run ``main(config)``, and turn bad input into one line on stderr and exit status 2."""
-    from wsss.distributed import count_failures, rank
+    """Parse, run ``main(config)``, and turn bad input into one line on stderr and exit status 2.
 
+    When ``main`` ends well, the output folder's environment.json gets its time (``wsss.run.close_run``).
+    """
+    from wsss.distributed import count_failures, rank
+    from wsss.run import close_run
+
+    begun = datetime.datetime.now(datetime.UTC)
     config = parse(config_class, argv, prog=prog, description=description)
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.WARNING,
@@ -192,6 +207,8 @@ def run_command(main, config_class, argv=None, *, prog: str, description: str | 
     failure = None
     try:
         main(config)
+        if (output_dir := getattr(config, "output_dir", None)) is not None:
+            close_run(output_dir, begun)
     except UserError as error:
         failure = str(error)
     except OSError as error:

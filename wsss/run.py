@@ -1,7 +1,7 @@
 """The output folder of a command: whose it is, whether it may be continued, and its record files.
 
     config.json        command and the options that decide the result; compared when a run is continued
-    environment.json   versions, hardware, commit, threads, command line of the last start
+    environment.json   versions, hardware, commit, threads, command line of the last start; time of all
     log.jsonl          one JSON object per epoch or step (training)
 
 The layout of every command's folder is in docs/formats.md.
@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -25,7 +26,7 @@ import torch
 
 from wsss.distributed import gather_objects, rank, world_size
 from wsss.errors import UserError
-from wsss.io import write_text
+from wsss.io import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,49 @@ def _claim(output_dir: Path, command: str, options: dict, owned, overwrite: bool
         for path in results:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_text(config_path, json.dumps(wanted, indent=2) + "\n")
-    write_text(output_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    continued = bool(results) and not difference
+    seconds = recorded_seconds(output_dir) if continued else None
+    carried = {} if seconds is None else {"seconds": seconds}
+    write_json(output_dir / "environment.json", environment() | carried)
     return None
+
+
+def close_run(output_dir: Path, begun: datetime.datetime) -> None:
+    """Record that the command has ended well: ``ended``, and the time since ``begun`` added to ``seconds``.
+
+    Only the first process writes, and only into a folder that the command has opened (``open_run``).
+
+    Args:
+        output_dir: The command's output folder.
+        begun: When the command began, with its time zone.
+    """
+    path = Path(output_dir) / "environment.json"
+    record = _environment_of(output_dir) if rank() == 0 else {}
+    if str(record.get("started", "")) < _utc(begun):
+        return  # of an earlier start, or of none: this command keeps no record here
+    ended = datetime.datetime.now(datetime.UTC)
+    seconds = max(0.0, (ended - begun).total_seconds()) + (recorded_seconds(output_dir) or 0.0)
+    write_json(path, record | {"ended": _utc(ended), "seconds": round(seconds, 1)})
+
+
+def recorded_seconds(output_dir: Path) -> float | None:
+    """Wall time of the starts in a folder that ended well; None where there was none."""
+    seconds = _environment_of(output_dir).get("seconds")
+    number = isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0
+    return float(seconds) if number else None
+
+
+def _environment_of(output_dir: Path) -> dict:
+    """environment.json; empty where it is missing or damaged, as it decides nothing."""
+    try:
+        found = json.loads((Path(output_dir) / "environment.json").read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _utc(time: datetime.datetime) -> str:
+    return time.astimezone(datetime.UTC).isoformat(timespec="seconds")
 
 
 def environment() -> dict:
@@ -103,7 +145,7 @@ def environment() -> dict:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _utc(datetime.datetime.now(datetime.UTC)),
         "command_line": shlex.join(sys.orig_argv),
         "commit": commit(),
         "python": platform.python_version(),

@@ -223,5 +223,9 @@ def main(config: Config) -> None:
     log.info("next: %s", shlex.join(["cat", str(output_dir / "score.md")]))
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="wsss.score", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

@@ -180,5 +180,9 @@ def _mask_content(path: Path) -> tuple | str:
         return image.mode, image.getpalette(), mask.shape, mask.tobytes()
 
 
-if __name__ == "__main__":
+def run() -> None:
     run_command(main, Config, prog="wsss.voc_animals", description=__doc__)
+
+
+if __name__ == "__main__":
+    run()

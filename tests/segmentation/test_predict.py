@@ -231,6 +231,40 @@ def test_existing_files_are_kept_and_overlays_come_from_them(
     assert files(tmp_path, "*.png") == before
 
 
+def test_panels_come_from_label_maps_new_or_kept(miniature, checkpoint, tmp_path, capsys):
+    """Two with new label maps; then three by two processes, which find every label map there."""
+    options = ("--data-path", miniature, "--checkpoint", checkpoint, "--output-dir", tmp_path, "--workers", 0)
+    run_here(MODULE, *options, "--panels", 2)
+    assert "wrote panels of 2 pictures" in capsys.readouterr().out
+    printed = finish(*argv(MODULE, *options, "--panels", 3, processes=2))
+    assert printed.count("wrote panels of 3 pictures") == 1 and "wrote 0 label maps" in printed
+    ids = val_ids(miniature)
+    names = ("picture", "prediction", "truth")
+    shown = {ids[0], ids[3]} | {ids[0], ids[2], ids[4]}
+    assert set(files(tmp_path, "panels/*/*")) == {f"panels/{i}/{name}.png" for i in shown for name in names}
+    for image_id in shown:
+        image = read_image(picture(miniature, image_id))
+        maps = (tmp_path / f"{image_id}.png", miniature / "masks" / f"{image_id}.png")
+        expected = (image, *(overlay(image, np.array(Image.open(path))) for path in maps))
+        for name, picture_of in zip(names, expected, strict=True):
+            found = np.array(Image.open(tmp_path / "panels" / image_id / f"{name}.png"))
+            np.testing.assert_array_equal(found, picture_of)
+    run_here(MODULE, *options, "--scales", 1.5, "--overwrite")
+    assert not (tmp_path / "panels").exists()
+
+
+def test_panels_of_any_pictures_have_no_truth(miniature, checkpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    wide = Image.open(picture(miniature, "mini_000")).convert("RGB").resize((600, 150))
+    wide.save(photos / "wide.png")
+    options = ("--images", photos, "--checkpoint", checkpoint, "--output-dir", tmp_path / "out")
+    run_here(MODULE, *options, "--panels", 5)
+    found = sorted(files(tmp_path / "out", "panels/*/*"))
+    assert found == ["panels/wide/picture.png", "panels/wide/prediction.png"]
+    assert {Image.open(tmp_path / "out" / name).size for name in found} == {(256, 64)}
+
+
 # --------------------------------------------------------------------------------------- any pictures
 
 

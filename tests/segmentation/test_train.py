@@ -16,6 +16,7 @@ from segmentation.segmenter import build_segmenter, load_segmenter
 from tests.commands import ROOT, argv, error_line, finish, run_here, run_process
 from tests.conftest import SEGMENTER_OPTIONS
 from wsss.checkpoint import load_checkpoint
+from wsss.config import parse
 from wsss.datasets import load_dataset
 from wsss.optim import polynomial_rate
 
@@ -248,3 +249,35 @@ def test_a_network_that_gives_nan_is_not_scored(miniature, tmp_path, capsys):
     )  # fmt: skip
     assert "not finite" in line and "mini" in line
     assert not (tmp_path / "out" / "best.pth").exists()
+
+
+def test_dataset_facts_with_and_without_image_labels(miniature, segmenter, tmp_path):
+    """Stage 2 needs no image labels; what would be counted from them is then null."""
+    found = json.loads((segmenter / "dataset.json").read_text())
+    assert {name: facts["images"] for name, facts in found["lists"].items()} == {"train": 16, "val": 6}
+    assert sum(found["lists"]["train"]["pictures_per_class"].values()) == 24  # 8 with one class, 8 with two
+    data = tmp_path / "data"
+    shutil.copytree(miniature, data)
+    (data / "labels.csv").unlink()
+    options = ("--data-path", data, "--output-dir", tmp_path / "train", *SEGMENTER_OPTIONS)
+    run_here("segmentation.train", *options, "--iterations", 1)
+    lists = json.loads((tmp_path / "train" / "dataset.json").read_text())["lists"]
+    nothing = {"with_masks": True, "pictures_per_class": None, "classes_per_picture": None}
+    assert lists == {"train": {"images": 16} | nothing, "val": {"images": 6} | nothing}
+
+
+@pytest.mark.parametrize("photometric", [True, False])
+def test_photometric_distortion_may_be_left_out(photometric, miniature, tmp_path, monkeypatch):
+    """Every picture of a batch is distorted, or none."""
+    distorted = []
+    monkeypatch.setattr("segmentation.augment.distort", lambda image, rng: distorted.append(1) or image)
+    flag = "--photometric" if photometric else "--no-photometric"
+    words = ("--data-path", miniature, "--output-dir", tmp_path, *SEGMENTER_OPTIONS, flag)
+    config, device = parse(command.Config, list(map(str, words))), torch.device("cpu")
+    spec = load_dataset("folder", miniature)
+    model = build_segmenter("vit_micro_patch8_96", num_classes=4, image_size=64)
+    plan = command.make_plan(config, spec, device)
+    _, stream = command.training_stream(config, spec, plan, model, device, first_step=0)
+    assert len(next(stream)["image"]) == 4
+    assert bool(distorted) == photometric
+    assert command.Config(data_path=miniature, output_dir=tmp_path).photometric  # as published

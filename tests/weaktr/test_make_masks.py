@@ -13,6 +13,7 @@ from wsss.config import run_command
 from wsss.crf import crf_from_labels
 from wsss.errors import UserError
 from wsss.metrics import ConfusionMatrix
+from wsss.visualize import overlay
 
 pytest.importorskip("pydensecrf")
 T = 0.4
@@ -171,6 +172,48 @@ def test_without_masks(folder, caplog):
     assert "no score" in caplog.text
     assert "next:" not in caplog.text  # what follows "next:" can be pasted
     assert caplog.messages[-1].startswith("done: ")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_panels(folder, workers, caplog):
+    """Of p0 and p2 of five, also where the masks are there already; the masks are no others for it."""
+    main(config(folder))
+    before = {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
+    assert not (folder / "out" / "panels").exists()
+    with caplog.at_level(logging.INFO):
+        main(config(folder, panels=2, workers=workers))
+    assert "wrote panels of 2 pictures" in caplog.text
+    main(config(folder, panels=2, workers=workers, output_dir=folder / "new"))
+    for out in (folder / "out", folder / "new"):
+        assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
+        names = ("picture", "pseudo_mask", "truth")
+        found = sorted(str(path.relative_to(out / "panels")) for path in out.glob("panels/*/*"))
+        assert found == [f"{i}/{name}.png" for i in ("p0", "p2") for name in names]
+        for i in (0, 2):
+            image, truth = (load(folder / "data" / kind / f"p{i}.png") for kind in ("images", "masks"))
+            shown = [load(out / "panels" / f"p{i}" / f"{name}.png") for name in names]
+            np.testing.assert_array_equal(shown[0], image)
+            np.testing.assert_array_equal(shown[1], overlay(image, expected(folder, i, True)))
+            np.testing.assert_array_equal(shown[2], overlay(image, truth))
+    main(config(folder, threshold=0.6, overwrite=True))
+    assert not (folder / "out" / "panels").exists()
+
+
+def test_panels_show_the_truth_that_there_is(folder):
+    """Of the data set, also where not every picture has a mask; of --mask-dir, where it is given."""
+    (folder / "data" / "masks" / "p0.png").unlink()
+    main(config(folder, panels=2, crf=False))
+    found = {str(path.relative_to(folder / "out/panels")) for path in folder.glob("out/panels/*/truth.png")}
+    assert found == {"p2/truth.png"}
+    image = load(folder / "data" / "images" / "p0.png")
+    (folder / "given").mkdir()
+    for i in range(5):
+        size = load(folder / "data" / "images" / f"p{i}.png").shape[:2]
+        Image.fromarray(np.full(size, 3, np.uint8)).save(folder / "given" / f"p{i}.png")
+    given = {"mask_dir": folder / "given", "output_dir": folder / "other"}
+    main(config(folder, panels=1, crf=False, **given))
+    shown = load(folder / "other" / "panels" / "p0" / "truth.png")
+    np.testing.assert_array_equal(shown, overlay(image, np.full(image.shape[:2], 3)))
 
 
 def test_threshold_file(folder):

@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import weaktr.train as command
 from tests.commands import run_here
 from tests.conftest import TRAIN_OPTIONS
 from weaktr.generate_cam import multi_scale_cams
-from weaktr.model import load_weaktr
+from weaktr.model import build_weaktr, load_weaktr
 from wsss.cam_files import read_cams
+from wsss.config import parse
+from wsss.datasets import load_dataset
 from wsss.io import read_image
 
 
@@ -40,6 +43,40 @@ def test_tensorboard_shows_every_epoch_also_after_a_repetition(miniature, traine
     overlays = [tag for tag in found.Tags()["images"] if tag.startswith("cams/")]
     assert len(overlays) == 1  # --overlays 1
     assert found.Scalars("lr")
+
+
+def test_dataset_facts_are_those_of_the_files(miniature, trained):
+    found = json.loads((trained / "dataset.json").read_text())
+    names = (miniature / "classes.txt").read_text().splitlines()
+    assert (found["dataset"], found["root"], found["class_names"]) == ("folder", str(miniature), names)
+    rows = (miniature / "labels.csv").read_text(encoding="utf8").splitlines()[1:]
+    labels = {row.split(",")[0]: row.split(",")[1].split(";") for row in rows}
+    assert list(found["lists"]) == ["train", "val"]
+    for split, images in (("train", 16), ("val", 6)):
+        of_list = [labels[i] for i in (miniature / f"{split}.txt").read_text(encoding="utf8").splitlines()]
+        counts = [sum(len(classes) == n for classes in of_list) for n in range(3)]
+        assert found["lists"][split] == {
+            "images": images, "with_masks": True,
+            "pictures_per_class": {name: sum(name in classes for classes in of_list) for name in names},
+            "classes_per_picture": {str(n): count for n, count in enumerate(counts)},
+        }  # fmt: skip
+        assert sum(counts) == images and counts[1] and counts[2]
+    seconds = json.loads((trained / "environment.json").read_text())["seconds"]
+    assert 0 < seconds < 600
+
+
+def test_augmentation_chooses_the_transform(miniature, tmp_path, monkeypatch):
+    """DeiT's unless told; the geometric one gets the network's size and pixel statistics."""
+    for name in ("classification", "geometric"):
+        monkeypatch.setattr(f"weaktr.train.{name}_train_transform", lambda *given, name=name: (name, given))
+    spec = load_dataset("folder", miniature)
+    model = build_weaktr("vit_micro_patch8_96", num_classes=3, image_size=96)
+    for words, name in (((), "classification"), (("--augmentation", "geometric"), "geometric")):
+        words = ("--data-path", miniature, "--output-dir", tmp_path, *TRAIN_OPTIONS, *words)
+        config, device = parse(command.Config, list(map(str, words))), torch.device("cpu")
+        plan = command.make_plan(config, spec, device)
+        train_set = command.make_loaders(config, spec, plan, model, device)[0]
+        assert train_set.transform == (name, (96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def test_select_map_without_a_single_validation_label_falls_back_to_the_last(miniature, tmp_path):
