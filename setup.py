@@ -1,10 +1,24 @@
-"""``pip install -e .``: the three packages with the exact versions of requirements.txt."""
+"""``pip install -e .``: the three packages, their commands, and the exact versions of requirements.txt."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Each has a function run(). The console command is named like its module: weaktr-generate-cam.
+COMMANDS = (
+    "weaktr.train",
+    "weaktr.generate_cam",
+    "weaktr.search_threshold",
+    "weaktr.make_masks",
+    "segmentation.train",
+    "segmentation.predict",
+    "wsss.score",
+    "wsss.report",
+    "wsss.shapes",
+    "wsss.shapes_baseline",
+    "wsss.voc_animals",
+)
 
 
 def runtime_requirements() -> list[str]:
@@ -23,4 +37,7 @@ setup(
     packages=find_packages(include=["wsss*", "weaktr*", "segmentation*"]),
     python_requires=">=3.11,<3.13",  # numpy's release needs 3.11; the CRF package does not build on 3.13
     install_requires=runtime_requirements(),
+    entry_points={
+        "console_scripts": [f"{m.replace('.', '-').replace('_', '-')} = {m}:run" for m in COMMANDS]
+    },
 )
