@@ -55,7 +55,7 @@ weaktr_environment() {
             || weaktr_missing "Python's headers are needed to compile the CRF package; install them (Debian, Ubuntu: apt-get install python3-dev)"
     fi
     rm -f "$stamp"
-    echo "installing requirements.txt into $venv"
+    echo "installing requirements.txt into $venv (takes minutes: PyTorch alone is some hundred MB, with CUDA some GB)"
     "$PYTHON" -m pip install --quiet --requirement "$weaktr_root/requirements.txt" \
         || weaktr_missing "the packages could not be installed (pip's message is above); mend that and run the same command again"
     echo "$wanted" >"$stamp.tmp" && mv "$stamp.tmp" "$stamp"

@@ -47,11 +47,14 @@ def test_script_parses_and_says_what_it_is(script):
         ("stage2.sh", ("folder", "a", "b"), "4 or 5 arguments"),
         ("stage2.sh", ("folder", "a", "b", "c", "d", "e"), "4 or 5 arguments"),
         ("stage2.sh", ("cityscapes", "a", "b", "c"), "unknown data set cityscapes"),
+        ("quickstart.sh", ("--shrot",), "unknown option '--shrot'"),
+        ("quickstart.sh", ("a", "b"), "'a' and 'b' were given"),
     ],
 )
-def test_stages_refuse_nonsense(script, arguments, words):
+def test_scripts_refuse_nonsense(script, arguments, words):
     done = _bash(ROOT / "scripts" / script, *arguments, WEAKTR_PYTHON=sys.executable)
     assert done.returncode == 2 and words in done.stderr and "usage" in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout
 
 
 @pytest.mark.parametrize(("script", "masks"), [("stage1.sh", ()), ("stage2.sh", ("true",))])
