@@ -27,7 +27,7 @@ from wsss.errors import UserError
 from wsss.io import atomic_write
 from wsss.optim import warmup_cosine_rate
 from wsss.parallel import parallel_map
-from wsss.run import commit, sha256
+from wsss.run import sha256
 from wsss.shapes import OBJECTS, OUTLINES, TEXTURES, Kind, draw
 from wsss.transforms import normalise
 from wsss.vit import VisionTransformer
@@ -46,6 +46,7 @@ class Config:
     pictures: int = option(20_000, "drawn for training", minimum=1)
     steps: int = option(3_500, "training steps", minimum=1)
     batch_size: int = option(32, "pictures per step", minimum=1)
+    patch_labels: bool = option(True, "learn from patch labels too; without, from image labels alone")
     lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
     seed: int = option(504, "of pictures, initialisation and order", minimum=0)
     workers: int = option(2, "processes that draw", minimum=0, changes_result=False)
@@ -109,12 +110,16 @@ def make_batch(images: Tensor, shares: Tensor, indices: Tensor, turns: Tensor | 
     return x, y.flatten(2)
 
 
-def loss_of(model: PretrainedViT, x: Tensor, shares: Tensor) -> Tensor:
-    """Bands in the picture (binary cross-entropy) plus band of each patch (cross-entropy with its shares)."""
+def loss_of(model: PretrainedViT, x: Tensor, shares: Tensor, patch_labels: bool = True) -> Tensor:
+    """Bands in the picture (binary cross-entropy), of the class token and of the mean over patches or, with
+    patch labels, of the class token and for each patch (cross-entropy with its shares)."""
     with torch.autocast("cpu", torch.bfloat16):
         in_picture, in_patch = model(x)
     present = (shares[:, 1:].sum(2) > 0).float()
-    return F.binary_cross_entropy_with_logits(in_picture, present) + F.cross_entropy(in_patch, shares)
+    loss = F.binary_cross_entropy_with_logits(in_picture, present)
+    if patch_labels:
+        return loss + F.cross_entropy(in_patch, shares)
+    return loss + F.binary_cross_entropy_with_logits(in_patch[:, 1:].mean(2), present)
 
 
 def unfinished_path(config: Config) -> Path:
@@ -155,7 +160,8 @@ def train(model: PretrainedViT, images: Tensor, shares: Tensor, config: Config, 
         draws = torch.Generator().manual_seed(config.seed * 1_000_000 + step)
         indices = torch.randint(len(images) - HELD_OUT, (config.batch_size,), generator=draws)
         turns = torch.randint(2, (3,), generator=draws)
-        loss = loss_of(model, *make_batch(images, shares, indices, turns))
+        x, y = make_batch(images, shares, indices, turns)
+        loss = loss_of(model, x, y, config.patch_labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -188,13 +194,10 @@ def main(config: Config) -> None:
     for name, value in evaluate(model, images, shares).items():
         log.info("%s: %.1f%% right, %d pictures that were not trained on", name, 100 * value, HELD_OUT)
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if "_head." not in k}
-    about = {
-        "options": str(result_options(config)),
-        "commit": str(commit()),
-        "made_by": "scripts/pretrain_tiny.sh",
-    }
     with atomic_write(config.output) as temporary:
-        save_file(weights, temporary, metadata=about)
+        save_file(
+            weights, temporary, metadata={"made_by": "scripts/pretrain_tiny.sh"}
+        )  # two keys have no order
         temporary.chmod(0o644)  # safetensors makes files that only their owner reads
     unfinished_path(config).unlink(missing_ok=True)
     log.info("wrote %s, sha256 %s", config.output, sha256(config.output))

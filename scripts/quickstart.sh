@@ -14,8 +14,8 @@
 # Expect   a table of mIoU at the end; not measured yet.
 # Time     not measured yet. --short: about 3 minutes on 2 CPU cores.
 #
-# Settings, by environment variable: WORKERS and GPUS, as for the stages; PRETRAINED_WEIGHTS, in place of the
-# project's own ("none" to start from nothing).
+# Settings, by environment variable: WORKERS and GPUS, as for the stages; SEED of the trainings (504);
+# PRETRAINED_WEIGHTS, in place of the project's own ("none" to start from nothing).
 set -euo pipefail
 
 # What is trained; further options are those of scripts/stage1.sh and stage2.sh for a "folder". An option given
@@ -23,7 +23,7 @@ set -euo pipefail
 backbone=vit_micro_patch8_96
 name=quickstart
 data_options="--train 400 --val 100"
-seed=504
+seed=${SEED:-504}  # of both trainings
 epochs=16
 stage1_options="--batch-size 8 --lr 19.2e-3 --new-lr-scale 10 --token-lr-scale 10 --augmentation geometric"
 stage1_options+=" --reduction 2 --feat-reduction 4 --eval-every 8"
@@ -62,6 +62,7 @@ fi
 source "$scripts/env.sh"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out" || exit 1
+out=$(cd "$out" && pwd)
 if command -v flock >/dev/null; then  # what this script starts holds the lock too
     exec 9>"$out/.lock"
     flock -n 9 || { echo "error: $out: a quick start is running there; wait for it, or stop it" >&2; exit 1; }
@@ -90,8 +91,12 @@ run() {
     "$@" </dev/null &
     set +m
     group=$!
-    wait "$group"
+    wait "$group" || failed $?
     group=
+}
+failed() {
+    echo "stopped at a step; mend what it says and run the same line again, or delete $out to start afresh"
+    exit "$1"
 }
 step() { echo; echo "== $*"; }
 # The stages take their settings from the environment: only those that are meant.
@@ -110,10 +115,11 @@ stage SPLITS=val TRAIN_OPTIONS="$stage2_options $common" \
 
 step "baseline: hue and saturation"
 run "$PYTHON" -m wsss.shapes_baseline --data-path "$out/data" --split train --image-labels \
-    --output-dir "$out/baseline/train"
+    --output-dir "$out/baseline/train" ${workers[@]+"${workers[@]}"}
 run "$PYTHON" -m wsss.shapes_baseline --data-path "$out/data" --split train --image-labels --crf \
-    --output-dir "$out/baseline/train_crf"
-run "$PYTHON" -m wsss.shapes_baseline --data-path "$out/data" --split val --output-dir "$out/baseline/val"
+    --output-dir "$out/baseline/train_crf" ${workers[@]+"${workers[@]}"}
+run "$PYTHON" -m wsss.shapes_baseline --data-path "$out/data" --split val --output-dir "$out/baseline/val" \
+    ${workers[@]+"${workers[@]}"}
 
 step "report"
 run "$PYTHON" -m wsss.report --run "$out"

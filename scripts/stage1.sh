@@ -50,7 +50,7 @@ panels() { [ "$1" = "$shown_split" ] && echo "${PANELS:-0}" || echo 0; }  # pane
 
 step "training on $train_split"
 "${parallel[@]}" -m weaktr.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
-    --backbone "$backbone" --pretrained "$weights" --epochs "$epochs" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
+    --backbone "$backbone" --pretrained "$weights" --epochs "$epochs" $train_options ${workers[@]+"${workers[@]}"} ${TRAIN_OPTIONS:-}
 
 for split in $splits; do
     step "CAMs of $split"
@@ -60,12 +60,12 @@ done
 
 step "threshold, on $scored_split"
 "$PYTHON" -m weaktr.search_threshold "${common[@]}" --cam-dir "$out/cams/$train_split" --split "$scored_split" \
-    --output-dir "$out/threshold" "${workers[@]}"
+    --output-dir "$out/threshold" ${workers[@]+"${workers[@]}"}
 
 for split in $splits; do
     step "pseudo-masks of $split"
     "$PYTHON" -m weaktr.make_masks "${common[@]}" --cam-dir "$out/cams/$split" --split "$split" \
-        --threshold-file "$out/threshold/threshold.json" --output-dir "$out/masks/$split" "${workers[@]}" \
+        --threshold-file "$out/threshold/threshold.json" --output-dir "$out/masks/$split" ${workers[@]+"${workers[@]}"} \
         --panels "$(panels "$split")" ${MASK_OPTIONS:-}
 done
 
@@ -75,7 +75,7 @@ for split in $splits; do
     if has_masks "$scored"; then
         step "score of $scored"
         "$PYTHON" -m wsss.score "${common[@]}" --pred-dir "$out/masks/$split" --split "$scored" \
-            --output-dir "$out/score/$scored" "${workers[@]}"
+            --output-dir "$out/score/$scored" ${workers[@]+"${workers[@]}"}
     fi
 done
 echo

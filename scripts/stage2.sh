@@ -55,13 +55,13 @@ mask_dir=(--mask-dir "$masks")
 
 step "training on $train_split"
 "${parallel[@]}" -m segmentation.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
-    "${mask_dir[@]}" --backbone "$backbone" --pretrained "$weights" $train_options "${workers[@]}" ${TRAIN_OPTIONS:-}
+    ${mask_dir[@]+"${mask_dir[@]}"} --backbone "$backbone" --pretrained "$weights" $train_options ${workers[@]+"${workers[@]}"} ${TRAIN_OPTIONS:-}
 
 predict() {  # predict FOLDER SPLIT options
     local folder=$1 split=$2
     shift 2
     "${parallel[@]}" -m segmentation.predict "${common[@]}" --checkpoint "$out/train/last.pth" --split "$split" \
-        --output-dir "$out/$folder/$(basename "$split" .txt)" --panels "${PANELS:-0}" "${workers[@]}" "$@" \
+        --output-dir "$out/$folder/$(basename "$split" .txt)" --panels "${PANELS:-0}" ${workers[@]+"${workers[@]}"} "$@" \
         ${PREDICT_OPTIONS:-}
 }
 for split in $splits; do  # the last step's network, as published: nothing was chosen on masks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,9 +87,17 @@ def test_steps_in_order_with_their_settings(stand_in, out):
     assert "--backbone vit_micro_patch8_96 --pretrained none --epochs 2 " in text[1]
     assert f"--mask-dir {out}/stage1/masks/train " in text[9] and text[9].count("vit_micro_patch8_96") == 1
     assert "--workers 3" in text[9]
-    assert text[12].endswith(f"--split train --image-labels --output-dir {out}/baseline/train")
-    assert text[13].endswith(f"--split train --image-labels --crf --output-dir {out}/baseline/train_crf")
-    assert text[14].endswith(f"--split val --output-dir {out}/baseline/val")
+    ends = (
+        "--workers 3",
+        "--split train --image-labels",
+        "--split train --image-labels --crf",
+        "--split val",
+    )
+    assert text[12].endswith(f"{ends[1]} --output-dir {out}/baseline/train {ends[0]}")
+    assert text[13].endswith(f"{ends[2]} --output-dir {out}/baseline/train_crf {ends[0]}")
+    assert text[14].endswith(f"{ends[3]} --output-dir {out}/baseline/val {ends[0]}")
+    panels = {k: re.search(r"--panels (\d+)", text[k])[1] for k in (2, 3, 5, 6, 10, 11)}
+    assert panels == {2: "0", 3: "12", 5: "0", 6: "12", 10: "12", 11: "12"}  # of the validation list only
     assert text[15] == f"-m wsss.report --run {out}"
     # what the caller's environment holds for the stages is not the quick start's
     assert {epochs for _, epochs, _ in commands[1:12]} == {"2"}
@@ -113,6 +122,7 @@ def test_a_failing_step_ends_it_with_that_steps_line(stand_in, out):
     (stand_in.parent / "fails").write_text("weaktr.generate_cam")
     done = _quick_start(stand_in, out)
     assert done.returncode == 2 and done.stderr == "error: it broke\n"
+    assert f"delete {out} to start afresh" in done.stdout
     started = [words.split()[1] for words, *_ in _commands(stand_in)]
     assert started == ["wsss.shapes", "weaktr.train", "weaktr.generate_cam"]
     (stand_in.parent / "fails").unlink()

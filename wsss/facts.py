@@ -18,10 +18,12 @@ def write_dataset_facts(output_dir: Path, spec: Dataset, splits: Iterable[str | 
         spec: The data set.
         splits: Lists the training uses; None and repetitions are left out.
     """
-    if rank() == 0:
+    path = Path(output_dir) / "dataset.json"
+    continued = path.is_file() and (path.parent / "last.pth").is_file()
+    if rank() == 0 and not continued:  # reading the labels of a large data set takes a while
         lists = {split: list_facts(spec, split) for split in dict.fromkeys(splits) if split}
         facts = {"dataset": spec.name, "root": str(spec.root), "class_names": spec.class_names}
-        write_json(Path(output_dir) / "dataset.json", facts | {"lists": lists})
+        write_json(path, facts | {"lists": lists})
 
 
 def list_facts(spec: Dataset, split: str) -> dict:

@@ -115,6 +115,8 @@ def machines(run: Run) -> str:
         for f in folders
     ]
     total = f"Time of all steps: {_total(folders) or 'not recorded'}."
+    if _total(folders):
+        total += " Starts that were stopped, and the start of Python, are not counted."
     versions: dict[str, list[str]] = {}
     for f in folders:
         python = _text(f.environment.get("python"))

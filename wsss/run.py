@@ -159,14 +159,17 @@ def environment() -> dict:
 
 
 def commit() -> str | None:
-    """Commit of the project's checkout, with ``+`` behind it where files differ; None outside git."""
+    """Commit of the project's checkout, with ``+`` behind it where files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
 
     def git(*arguments):
         return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # unpacked inside another repository
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from wsss.config import REQUIRED, option, result_options, run_command
-from wsss.io import write_image, write_mask, write_text
+from wsss.errors import UserError
+from wsss.io import read_json, write_image, write_mask, write_text
 from wsss.run import open_run
 
 log = logging.getLogger(__name__)
@@ -50,16 +51,15 @@ CLASSES = {
 }
 
 
+LAST_FILE = "classes.txt"  # written last: where it stands, the data set is complete
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     output_dir: Path = option(REQUIRED, "folder that receives the data set")
     train: int = option(400, "training pictures", minimum=1)
     val: int = option(100, "validation pictures", minimum=1)
     seed: int = option(504, "of all that is drawn", minimum=0)
-    overwrite: bool = option(
-        False, "start afresh in a folder of another data set: what it holds is deleted first",
-        changes_result=False,
-    )  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -68,13 +68,12 @@ class Picture(NamedTuple):
 
 
 def main(config: Config) -> None:
-    output_dir = open_run(
-        config.output_dir,
-        "wsss.shapes",
-        result_options(config),
-        owned=("images", "masks", "*.txt", "labels.csv"),
-        overwrite=config.overwrite,
-    )
+    output_dir = config.output_dir
+    refuse_other_data(output_dir, result_options(config))
+    open_run(output_dir, "wsss.shapes", result_options(config), owned=())
+    if (output_dir / LAST_FILE).is_file():
+        log.info("%s is there already", output_dir)
+        return
     names, kinds = list(CLASSES), list(CLASSES.values())
     ids = [f"{number:04d}" for number in range(config.train + config.val)]
     rows = ["image,labels"]
@@ -89,9 +88,26 @@ def main(config: Config) -> None:
     write_text(output_dir / "labels.csv", "\n".join(rows) + "\n")
     write_text(output_dir / "train.txt", "\n".join(ids[: config.train]) + "\n")
     write_text(output_dir / "val.txt", "\n".join(ids[config.train :]) + "\n")
-    write_text(output_dir / "classes.txt", "\n".join(names) + "\n")
+    write_text(output_dir / LAST_FILE, "\n".join(names) + "\n")
     log.info("wrote %s: %d train, %d val, classes %s", output_dir, config.train, config.val, ", ".join(names))
     log.info("next: %s", shlex.join(["bash", "scripts/stage1.sh", "folder", str(output_dir), "OUT"]))
+
+
+def refuse_other_data(folder: Path, options: dict) -> None:
+    """Leave a folder alone that holds anything but this data set, or a part of it.
+
+    Args:
+        options: As in the folder's config.json if it is.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give --output-dir a new folder")
+    path = folder / "config.json"
+    if path.is_file() and read_json(path) == {"command": "wsss.shapes", **options}:
+        return
+    if any(folder.iterdir()):
+        raise UserError(f"{folder}: holds other files, or is drawn with other options; give a new folder")
 
 
 def draw(kinds: list[Kind], rng: np.random.Generator, *, radius: tuple[float, float] = (17, 32)) -> Picture:

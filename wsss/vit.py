@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-PLAIN_ATTENTION_TOKENS = 512  # up to here a block's matrices of a usual batch stay below some 50 MB
+PLAIN_ATTENTION_SCORES = 2**24  # B H N N; the scores of a block that training keeps are some 100 MB then
 
 
 class BlockRecord(NamedTuple):
@@ -97,9 +97,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
 
     In bfloat16 training on a CPU the fused kernel's backward takes three to seven times as long as the plain
     form (torch 2.13, N = 145 and 197), so there the matrix is formed, as long as it is small.
+    Its scores are rounded to bfloat16, which the fused kernel does not do.
     """
     plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
-    if not plain or query.shape[2] > PLAIN_ATTENTION_TOKENS:
+    if not plain or query.shape[:3].numel() * key.shape[2] > PLAIN_ATTENTION_SCORES:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     return F.dropout(scores.softmax(-1), dropout) @ value

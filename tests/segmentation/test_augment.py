@@ -279,3 +279,23 @@ def test_every_size_gives_a_crop(size, value):
         assert picture.shape == (*label.shape, 3) and picture.dtype == np.uint8
         assert min(label.shape) >= 1 and max(label.shape) <= 48
         assert (label == value).all()
+
+
+def test_without_photometric_the_geometry_is_the_same_and_colours_stay():
+    """Colours are drawn last: what is left of the generator distorts the one into the other."""
+    image, mask = painted(150, 200, 0)
+    options, distorted = {"short_side": 120, "crop_size": 90}, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found, label = A.augment(image, mask, **options, rng=rng, photometric=False)
+        expected, expected_label = A.augment(image, mask, **options, rng=np.random.default_rng(seed))
+        assert np.array_equal(label, expected_label)
+        assert np.array_equal(A.distort(found, rng), expected)
+        distorted += int(not np.array_equal(found, expected))
+    assert distorted > 10
+    colour = np.array([201, 33, 77], np.uint8)
+    flat = np.broadcast_to(colour, (60, 70, 3)).copy()
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        found, _ = A.augment(flat, mask[:60, :70], **options, rng=rng, photometric=False)
+        assert (found == colour).all()

@@ -136,6 +136,22 @@ def test_picture_without_any_label_gives_a_sample(spec):
     assert (sample["mask"] == 255).all() and torch.isfinite(sample["image"]).all()
 
 
+def test_samples_without_photometric_distortion_keep_their_colours(spec):
+    """The same crops as with it; the option is on unless it is left out."""
+    colour = np.array([201, 33, 77], np.uint8)
+    ids = [add(spec, "flat.png", np.broadcast_to(colour, (60, 80, 3)).copy())]
+    plain, distorted = dataset_of(spec, ids, photometric=False), dataset_of(spec, ids)
+    others = 0
+    for epoch in range(10):
+        sample, other = plain[epoch, 0], distorted[epoch, 0]
+        assert torch.equal(sample["mask"], other["mask"])
+        inside = (sample["image"] != 0).any(0)
+        assert torch.equal(inside, (other["image"] != 0).any(0)) and inside.sum() > 30 * 30
+        assert (pixels(sample)[inside] - torch.tensor(colour)).abs().max() < 1e-3
+        others += int((pixels(other)[inside] - torch.tensor(colour)).abs().max() > 2)
+    assert others > 5
+
+
 RED_TO_BLUE = np.linspace([255, 0, 0], [0, 0, 255], 80)[None].repeat(60, 0).astype(np.uint8)
 KINDS = {
     "grey": Image.fromarray(RED_TO_BLUE).convert("L"),

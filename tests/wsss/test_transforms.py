@@ -1,11 +1,62 @@
-"""Sizes and resizing of stage 2 against exact arithmetic."""
+"""Sizes and resizing of stage 2 against exact arithmetic; what the geometric transform of stage 1 leaves."""
 
+import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from wsss.transforms import resize_bilinear, resize_nearest, resized_size
+from wsss.transforms import (
+    classification_train_transform,
+    geometric_train_transform,
+    normalise,
+    resize_bilinear,
+    resize_nearest,
+    resized_size,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def transformed(transform, image, count):
+    """``count`` samples of a picture, one seed each."""
+    samples = []
+    for seed in range(count):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        samples.append(transform(Image.fromarray(image)))
+    return samples
+
+
+def test_geometric_transform_keeps_colours():
+    transform = geometric_train_transform(32, MEAN, STD)
+    for colour in ((7, 200, 90), (255, 0, 254), (128, 127, 126)):
+        image = np.full((50, 70, 3), colour, np.uint8)
+        expected = normalise(np.full((32, 32, 3), colour, np.uint8), MEAN, STD)
+        for sample in transformed(transform, image, 10):
+            assert sample.shape == (3, 32, 32) and torch.allclose(sample, expected, atol=1e-6)
+    published = transformed(classification_train_transform(32, MEAN, STD), image, 10)
+    assert not all(torch.allclose(sample, expected, atol=1e-6) for sample in published)
+
+
+def test_geometric_transform_takes_half_the_area_or_more_and_mirrors_half():
+    """A picture that tells rows by its red and columns by its green: how much of each a crop spans."""
+    rows, columns = np.mgrid[:200, :200].astype(np.uint8)
+    image = np.stack([rows, columns, 0 * rows], 2)
+    transform = geometric_train_transform(40, (0, 0, 0), (1, 1, 1))
+    areas, mirrored = [], 0
+    for sample in transformed(transform, image, 300):
+        row, column = sample[0, :, 20] * 255, sample[1, 20] * 255  # medians of pixels, edges are left out
+        steps = (row[-3] - row[2]) / 35, (column[-3] - column[2]) / 35
+        assert steps[0] > 0  # never upside down
+        mirrored += int(steps[1] < 0)
+        areas.append(float(steps[0] * abs(steps[1])) / 25)  # of the picture's 5 x 5 per pixel
+    assert 0.48 < min(areas) < 0.56 and 0.9 < max(areas) < 1.02
+    assert abs(np.mean(areas) - 0.72) < 0.05  # the largest crops of an uneven aspect do not fit
+    assert abs(mirrored - 150) < 35
 
 
 def size_by_fractions(size, short_side, ratio, max_ratio=8):
