@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from wsss.config import REQUIRED, option, run_command
 from wsss.errors import UserError
 from wsss.io import VOC_PALETTE, atomic_write, read_image
-from wsss.report_panels import COLUMNS, MAKERS, Group, groups
-from wsss.report_read import HeadWeights, Run, read_run
+from wsss.reporting.panels import COLUMNS, MAKERS, Group, groups
+from wsss.reporting.read import HeadWeights, Run, read_run
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss import report_panels
 from wsss.config import REQUIRED, option, run_command
 from wsss.errors import UserError
 from wsss.io import write_text
-from wsss.report_page import escape, page, paragraph
-from wsss.report_read import Run, read_run
-from wsss.report_record import head, machines, settings
-from wsss.report_scores import class_table, in_order, results, summary_table
-from wsss.report_sections import data_facts, head_weights, thresholds, training
+from wsss.reporting.page import escape, page, paragraph
+from wsss.reporting.panels import section as picture_section
+from wsss.reporting.read import Run, read_run
+from wsss.reporting.record import head, machines, settings
+from wsss.reporting.scores import class_table, in_order, results, summary_table
+from wsss.reporting.sections import data_facts, head_weights, thresholds, training
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def render(run: Run, *, title: str, panels: int) -> str:
         panels: Most pictures shown.
     """
     found = results(run)
-    pictures, bad_pictures = report_panels.section(run, class_names_of(run), panels)
+    pictures, bad_pictures = picture_section(run, class_names_of(run), panels)
     unreadable = [problem.removeprefix(f"{run.path}/") for problem in (*run.unreadable, *bad_pictures)]
     sections = [
         ("Scores", summary_table(found)),

@@ -22,8 +22,8 @@ from wsss.io import VOC_PALETTE, write_json
 from wsss.metrics import ConfusionMatrix
 from wsss.panels import write_panel
 from wsss.report import render
-from wsss.report_panels import BUDGET, encode, shares
-from wsss.report_read import read_run
+from wsss.reporting.panels import BUDGET, encode, shares
+from wsss.reporting.read import read_run
 from wsss.score import write_score
 
 NAMES = ("Kätzchen <b>", 'dog & "co"')

@@ -3,9 +3,9 @@
 import datetime
 from collections.abc import Callable, Iterable, Sequence
 
-from wsss.report_page import cell, details, duration, escape, missing, paragraph, row, table
-from wsss.report_read import Folder, Run
-from wsss.report_scores import in_order, title_of
+from wsss.reporting.page import cell, details, duration, escape, missing, paragraph, row, table
+from wsss.reporting.read import Folder, Run
+from wsss.reporting.scores import in_order, title_of
 
 TRAININGS = ("weaktr.train", "segmentation.train")
 

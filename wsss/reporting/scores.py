@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wsss.report_files import Score
-from wsss.report_page import cell, missing, paragraph, percent, row, shaded_cell, table
-from wsss.report_read import Folder, Run
+from wsss.reporting.files import Score
+from wsss.reporting.page import cell, missing, paragraph, percent, row, shaded_cell, table
+from wsss.reporting.read import Folder, Run
 
 COMMANDS = {  # in the order of the work -> what a command's folder is called here
     "wsss.shapes": "Data set",

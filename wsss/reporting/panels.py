@@ -10,9 +10,9 @@ from PIL import Image
 from wsss.errors import UserError
 from wsss.io import VOC_PALETTE, read_image
 from wsss.panels import PANEL_SIDE, panel_ids
-from wsss.report_page import escape, image, missing, paragraph
-from wsss.report_read import Folder, Run
-from wsss.report_scores import in_order
+from wsss.reporting.page import escape, image, missing, paragraph
+from wsss.reporting.read import Folder, Run
+from wsss.reporting.scores import in_order
 
 COLUMNS = {  # name of a panel -> its title, in the order shown; unknown names come before the truth
     "picture": "picture",

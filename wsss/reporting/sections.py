@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from wsss.report_figures import Chart, Line, draw
-from wsss.report_files import Facts, HeadWeights, ListFacts, Threshold
-from wsss.report_page import (
+from wsss.reporting.figures import Chart, Line, draw
+from wsss.reporting.files import Facts, HeadWeights, ListFacts, Threshold
+from wsss.reporting.page import (
     bar_cell,
     beside,
     cell,
@@ -18,8 +18,8 @@ from wsss.report_page import (
     row,
     table,
 )
-from wsss.report_read import Run
-from wsss.report_scores import in_order
+from wsss.reporting.read import Run
+from wsss.reporting.scores import in_order
 
 MANY_CLASSES = 30  # above, the table of classes is folded
 

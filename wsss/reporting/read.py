@@ -12,7 +12,7 @@ from typing import Any
 
 from wsss.errors import UserError
 from wsss.io import read_json, read_text
-from wsss.report_files import (
+from wsss.reporting.files import (
     Facts,
     HeadWeights,
     Score,

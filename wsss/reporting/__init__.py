@@ -1,0 +1,1 @@
+"""Rooms of ``wsss.report``: reading a run folder, and the sections of its page."""
