@@ -89,10 +89,17 @@ def test_readme_names_both_papers_and_the_commands():
         "Lianghui Zhu",
         "Weixuan Sun",
         "bash scripts/test.sh",
+        "bash scripts/quickstart.sh",
         "bash scripts/stage1.sh",
         "bash scripts/stage2.sh",
     ):
         assert words in text, words
+
+
+def test_no_page_has_a_placeholder():
+    for page in [*PAGES, *SCRIPTS]:
+        found = re.findall(r"@[A-Z0-9]+@|TODO|FIXME", page.read_text(encoding="utf8"))
+        assert not found, f"{page.name}: {found}"
 
 
 def test_no_page_or_source_names_one_machines_folders():

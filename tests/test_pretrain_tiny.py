@@ -142,6 +142,18 @@ def test_loss_of_perfect_and_of_blind_answers(module):
     assert module.loss_of(perfect, None, shares).item() == pytest.approx(np.log(2) / 4, rel=1e-4)
 
 
+def test_loss_from_image_labels_alone(module):
+    """The mean over patches of each band's logit, background's left out, answers for the picture."""
+    shares = torch.zeros(1, 7, 4)
+    shares[0, 0, :2], shares[0, 3, 2:] = 1, 1  # band 2 on half of the patches
+    patches = torch.zeros(1, 7, 4)
+    patches[0, 0], patches[0, 3], patches[0, 5] = 9, torch.tensor([0.0, 2, 4, 6]), 1
+    model = lambda x: (torch.zeros(1, 6), patches)  # noqa: E731
+    right, wrong = np.log1p(np.exp(-3)), np.log1p(np.exp(1))  # means of 3 and 1
+    expected = np.log(2) + (4 * np.log(2) + right + wrong) / 6
+    assert module.loss_of(model, None, shares, False).item() == pytest.approx(expected, rel=1e-5)
+
+
 # ----------------------------------------------------------------------------------------------- training
 
 
@@ -167,6 +179,12 @@ def test_training_moves_every_tensor(module, weights):
     start = module.PretrainedViT().state_dict()
     trained = read_weights(str(weights), BACKBONE)
     assert all(not torch.equal(trained[name], start[name]) for name in trained)
+
+
+def test_training_without_patch_labels_is_another(module, weights, tmp_path):
+    found = pretrain(module, tmp_path / "weights.safetensors", "--no-patch-labels")
+    expected = read_weights(str(weights), BACKBONE)
+    assert not torch.equal(found["blocks.0.attn.qkv.weight"], expected["blocks.0.attn.qkv.weight"])
 
 
 def test_stopped_and_continued_equals_uninterrupted(module, weights, tmp_path, monkeypatch):
