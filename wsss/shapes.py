@@ -106,7 +106,7 @@ def refuse_other_data(folder: Path, options: dict) -> None:
     path = folder / "config.json"
     if path.is_file() and read_json(path) == {"command": "wsss.shapes", **options}:
         return
-    if any(folder.iterdir()):
+    if any(not found.name.endswith(".tmp") for found in folder.iterdir()):
         raise UserError(f"{folder}: holds other files, or is drawn with other options; give a new folder")
 
 

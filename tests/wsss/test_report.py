@@ -355,6 +355,17 @@ def test_values_that_are_no_numbers(tmp_path):
     assert "class tokens 0.5" in text and "not recorded" in text
 
 
+def test_numbers_too_large_and_records_too_deep(tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "weaktr.train"}')
+    lines = ['{"epoch": 0, "loss": -1e308, "class": 0.25}', '{"epoch": 1, "loss": 1e308, "class": 0.5}']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    (tmp_path / "head_weights.json").write_text('{"images": 1, "weights": [[-1e308, 1e308]]}')
+    nested = '{"before_crf": ' * 600 + "{}" + "}" * 600
+    (tmp_path / "score.json").write_text(nested)
+    text = _page(tmp_path).text
+    assert "class tokens 0.5" in text and "score.json" in text.split("These files are left out")[1]
+
+
 def test_runs_of_different_data_are_apart(without_charts):
     """Folders of another data set have their own rows, though ids and lists have the same names."""
     other = _record(without_charts / "other", "weaktr.make_masks", split="val", data_path="/e")

@@ -75,13 +75,22 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+LARGEST = 1e100  # of a number that can be charted
+
+
+def charted(value: float) -> float:
+    """The number, or nan where it is too large for a chart."""
+    number = float(value)
+    return number if abs(number) <= LARGEST else math.nan
+
+
 def _number(value: Any) -> float:
     """A JSON number; null is nan."""
     if value is None:
         return math.nan
     if not is_number(value):
         raise TypeError(f"a number is wanted, not {value!r:.60}")
-    return float(value)
+    return charted(value)
 
 
 def _count(value: Any) -> int:

@@ -18,6 +18,7 @@ from wsss.reporting.files import (
     Score,
     Threshold,
     as_object,
+    charted,
     config_of,
     facts_of,
     head_weights_of,
@@ -112,7 +113,9 @@ class _Reader:
             return parse(read_json(path))
         except UserError as error:
             self.unreadable.append(str(error))
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             self.unreadable.append(f"{path}: not as docs/formats.md says ({what})")
         return None
@@ -132,7 +135,7 @@ class _Reader:
                 continue
             try:
                 record = as_object(json.loads(line))
-                records.append({key: float(value) for key, value in record.items() if is_number(value)})
+                records.append({key: charted(value) for key, value in record.items() if is_number(value)})
             except (ValueError, TypeError, OverflowError, RecursionError):
                 bad.append(number)
         if bad:
