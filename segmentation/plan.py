@@ -1,7 +1,6 @@
 """Options of a segmenter's training, and what follows from them and from the data set."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from segmentation.engine import Clipping
 from segmentation.inference import Protocol
 from wsss.config import DataOptions, option, result_options
 from wsss.errors import UserError
+from wsss.parallel import CPUS
 from wsss.score import mask_paths_of
 from wsss.training import amp_dtype, amp_name
 
@@ -84,9 +84,7 @@ class Config(DataOptions):
     overlays: int = option(
         4, "pictures of the evaluation whose overlays go to TensorBoard", changes_result=False, minimum=0
     )
-    workers: int = option(
-        min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False, minimum=0
-    )
+    workers: int = option(min(8, CPUS), "data-loading processes per process", changes_result=False, minimum=0)
 
 
 @dataclass(frozen=True)

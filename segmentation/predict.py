@@ -17,7 +17,6 @@ command continues a run that was stopped.
 """
 
 import logging
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from wsss.datasets import Dataset, list_pictures, load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
 from wsss.panels import panel_ids, write_label_panels
-from wsss.parallel import parallel_map
+from wsss.parallel import CPUS, parallel_map
 from wsss.run import open_run, sha256
 from wsss.score import mask_paths_of, score_masks, write_score
 from wsss.training import amp_dtype, amp_name
@@ -119,7 +118,7 @@ class Config(DataOptions):
         False, "also write probabilities: 2 K H W bytes per picture", changes_result=False
     )
     workers: int = option(
-        min(4, os.cpu_count() or 1),
+        min(4, CPUS),
         "processes for CRF and writing, per process; 0 does both in the command's own",
         minimum=0,
         changes_result=False,

@@ -5,7 +5,6 @@ Continues where it was stopped. Where the split has masks, scores the result, wi
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from wsss.errors import UserError
 from wsss.io import read_image, read_json, read_mask, write_mask
 from wsss.metrics import ConfusionMatrix
 from wsss.panels import panel_ids, write_label_panels
-from wsss.parallel import parallel_map
+from wsss.parallel import CPUS, parallel_map
 from wsss.run import open_run
 from wsss.score import mask_paths_of, score_masks, score_record, write_score
 
@@ -54,9 +53,7 @@ class Config(DataOptions):
         changes_result=False,
         minimum=0,
     )
-    workers: int = option(
-        os.cpu_count() or 1, "processes; 0 computes in the command's own", minimum=0, changes_result=False
-    )
+    workers: int = option(CPUS, "processes; 0 computes in the command's own", minimum=0, changes_result=False)
 
 
 class Task(NamedTuple):

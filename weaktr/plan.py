@@ -1,6 +1,5 @@
 """Options of WeakTr's training, and what follows from them and from the data set."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from wsss.backbones import get_backbone
 from wsss.config import DataOptions, option, result_options
 from wsss.errors import UserError
+from wsss.parallel import CPUS
 from wsss.training import amp_dtype, amp_name
 
 PUBLISHED_RATE = {"voc12": 6e-4, "folder": 6e-4, "coco14": 2e-4}
@@ -78,9 +78,7 @@ class Config(DataOptions):
     overlays: int = option(
         4, "pictures whose CAM overlays go to TensorBoard", changes_result=False, minimum=0
     )
-    workers: int = option(
-        min(8, os.cpu_count() or 1), "data-loading processes per process", changes_result=False, minimum=0
-    )
+    workers: int = option(min(8, CPUS), "data-loading processes per process", changes_result=False, minimum=0)
 
 
 @dataclass(frozen=True)

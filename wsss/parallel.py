@@ -15,6 +15,8 @@ import torch
 
 from wsss.errors import UserError
 
+# processors this process may use: fewer than the machine's under taskset, Slurm or in some containers
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 AHEAD = 4  # items in flight per process: enough to keep all busy, few enough to stop soon after an error
 
 

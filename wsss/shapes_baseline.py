@@ -9,7 +9,6 @@ as pseudo-masks are sharpened.
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from wsss.datasets import Dataset, load_dataset
 from wsss.errors import UserError
 from wsss.io import read_image, read_mask, write_mask
 from wsss.metrics import ConfusionMatrix
-from wsss.parallel import parallel_map
+from wsss.parallel import CPUS, parallel_map
 from wsss.run import open_run
 from wsss.score import mask_paths_of, score_masks, write_score
 from wsss.shapes import CLASSES, HUE_BAND
@@ -43,9 +42,7 @@ class Config:
     split: str = option("val", "list to label")
     image_labels: bool = option(False, "consider only the classes of the picture")
     crf: bool = option(False, "sharpen the labels with a dense CRF")
-    workers: int = option(
-        os.cpu_count() or 1, "processes; 0 computes in the command's own", minimum=0, changes_result=False
-    )
+    workers: int = option(CPUS, "processes; 0 computes in the command's own", minimum=0, changes_result=False)
     overwrite: bool = option(
         False, "start afresh in a folder of another run: what it holds is deleted first", changes_result=False
     )

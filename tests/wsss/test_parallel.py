@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from tests.commands import ROOT
 from wsss.errors import UserError
 from wsss.parallel import parallel_map
 
@@ -93,3 +94,12 @@ def _alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_cpus_are_those_this_process_may_use():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the system has no processor affinity")
+    one = {min(os.sched_getaffinity(0))}
+    code = f"import os; os.sched_setaffinity(0, {one}); from wsss.parallel import CPUS; print(CPUS)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "1\n"
