@@ -17,7 +17,7 @@ from weaktr.search_threshold import cam_path_or_none, cams_identity
 from wsss.cam_files import label_map, read_cams
 from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
 from wsss.crf import check_crf_installed, crf_from_labels
-from wsss.datasets import load_dataset, split_name
+from wsss.datasets import Dataset, load_dataset, split_name
 from wsss.errors import UserError
 from wsss.io import read_image, read_json, read_mask, write_mask
 from wsss.metrics import ConfusionMatrix
@@ -191,37 +191,50 @@ def main(config: Config) -> None:
             before.counts += counts
     log.info("wrote %d masks to %s, %d in all", len(tasks) - there, output_dir, len(tasks))
     if config.panels:
-        shown = panel_ids(ids, config.panels)
-        truth = {i: dataset.mask_path(i) for i in shown} | mask_paths
-        pictures = [(i, dataset.image_path(i), truth[i]) for i in shown]
-        write_label_panels(output_dir, "pseudo_mask", pictures, exif=config.exif)
-        log.info("wrote panels of %d pictures to %s", len(shown), output_dir / "panels")
+        _write_panels(config, dataset, ids, mask_paths)
     log.info("threshold %.2f, CRF: %s", threshold, preset or "none")
     if not mask_paths:
         log.info("no score: not every picture of %s has a mask", split)
         log.info("done: the masks are ready to train a segmentation network on (stage 2)")
         return
 
-    confusion = score_masks(output_dir, mask_paths, num_classes=num_classes, workers=config.workers)
-    about = {
-        "split": split,
-        "images": len(mask_paths),
-        "pred_dir": str(output_dir),
-        "mask_dir": str(next(iter(mask_paths.values())).parent),
-        "threshold": threshold,
-        "crf_preset": preset,
-    }
-    if preset:
-        about["before_crf"] = score_record(before.scores(), dataset.class_names)
-    scores = write_score(output_dir, confusion, dataset.class_names, about)
-    if preset:
-        log.info("mIoU  %.2f%% before CRF", 100 * before.scores().mean_iou)
-    log.info("mIoU  %.2f%% %s", 100 * scores.mean_iou, "after CRF" if preset else "without CRF")
+    about = {"split": split, "threshold": threshold, "crf_preset": preset}
+    _score(config, dataset, mask_paths, before, about)
     where = {
         "mask_dir": config.mask_dir,
         "output_dir": output_dir.parent.parent / "score" / split_name(split),
     }
     log.info(next_command("wsss.score", config, pred_dir=output_dir, split=split, **where))
+
+
+def _write_panels(config: Config, dataset: Dataset, ids: list[str], mask_paths: dict[str, Path]) -> None:
+    shown = panel_ids(ids, config.panels)
+    truth = {i: dataset.mask_path(i) for i in shown} | mask_paths
+    pictures = [(i, dataset.image_path(i), truth[i]) for i in shown]
+    write_label_panels(config.output_dir, "pseudo_mask", pictures, exif=config.exif)
+    log.info("wrote panels of %d pictures to %s", len(shown), config.output_dir / "panels")
+
+
+def _score(
+    config: Config, dataset: Dataset, mask_paths: dict[str, Path], before: ConfusionMatrix, about: dict
+) -> None:
+    """Write and log the score, ``before`` CRF and after it where there is one."""
+    num_classes = dataset.num_fg_classes + 1
+    confusion = score_masks(config.output_dir, mask_paths, num_classes=num_classes, workers=config.workers)
+    about = {
+        "split": about["split"],
+        "images": len(mask_paths),
+        "pred_dir": str(config.output_dir),
+        "mask_dir": str(next(iter(mask_paths.values())).parent),
+        **about,
+    }
+    if about["crf_preset"]:
+        about["before_crf"] = score_record(before.scores(), dataset.class_names)
+    scores = write_score(config.output_dir, confusion, dataset.class_names, about)
+    if about["crf_preset"]:
+        log.info("mIoU  %.2f%% before CRF", 100 * before.scores().mean_iou)
+    after = "after CRF" if about["crf_preset"] else "without CRF"
+    log.info("mIoU  %.2f%% %s", 100 * scores.mean_iou, after)
 
 
 def run() -> None:

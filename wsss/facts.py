@@ -11,7 +11,7 @@ from wsss.io import write_json
 
 
 def write_dataset_facts(output_dir: Path, spec: Dataset, splits: Iterable[str | None]) -> None:
-    """Write ``OUTPUT_DIR/dataset.json``; the first process does.
+    """Write ``OUTPUT_DIR/dataset.json``; the first process does, unless a training continues that has it.
 
     Args:
         output_dir: The training's folder.

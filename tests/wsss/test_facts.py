@@ -60,3 +60,11 @@ def test_only_the_first_process_writes(folder, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     write_dataset_facts(folder / "out", load_dataset("folder", folder), ("train",))
     assert not (folder / "out").exists()
+
+
+def test_a_continued_training_keeps_its_facts(folder):
+    first = facts(folder, ("train",))
+    (folder / "out" / "last.pth").touch()
+    assert facts(folder, ("val",)) == first
+    (folder / "out" / "last.pth").unlink()  # started afresh
+    assert list(facts(folder, ("val",))["lists"]) == ["val"]

@@ -2,9 +2,12 @@
 
 import datetime
 import json
+import re
+import subprocess
 
 import pytest
 
+from wsss import run
 from wsss.config import DataOptions, run_command
 from wsss.errors import UserError
 from wsss.run import close_run, environment, open_run, sha256
@@ -156,3 +159,17 @@ def test_commands_that_fail_leave_seconds_as_they_were(tmp_path, error, capsys):
     assert record(tmp_path)["seconds"] == 1000 and "ended" not in record(tmp_path)
     run_command(main, DataOptions, arguments, prog="weaktr.x")
     assert 1000 <= record(tmp_path)["seconds"] < 1060
+
+
+def test_no_commit_where_the_project_lies_in_another_repository(tmp_path, monkeypatch):
+    own = tmp_path / "project"
+    (own / "wsss").mkdir(parents=True)
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr(run, "__file__", str(own / "wsss" / "run.py"))
+    assert run.commit() is None
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "wsss" / "run.py"))
+    assert re.fullmatch(r"[0-9a-f]{12}", run.commit())
