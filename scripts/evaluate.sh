@@ -24,6 +24,7 @@
 #   ROWS                stage 2: rows to make, such as "single_last multi_crf_fused"; default all six
 #   GPUS=N              N processes for the network (torchrun), on N GPUs, or on the CPU
 #   WORKERS             processes for CRF, writing and scoring
+#   OVERWRITE=1         do anew what holds results of other settings: those are deleted
 #   VOC_MASKS           voc12: true masks, SegmentationClassAug (default, as published) or SegmentationClass
 #   EVALUATE_OPTIONS    further options of segmentation.evaluate; CAM_OPTIONS, MASK_OPTIONS: of weaktr.generate_cam, make_masks
 set -euo pipefail
@@ -51,10 +52,13 @@ try:
     path, _ = find_released(sys.argv[1])
     print(checkpoint_kind(unwrap_state(load_checkpoint(path), path), path), path)
 except UserError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 PYTHON
 )
 read -r kind file <<<"$found"
+written() { ls -i "$out/evaluation.md" 2>/dev/null || true; }  # another file whenever it is written
+before=$(written)
 backbone=(${BACKBONE:+--backbone "$BACKBONE"})
 
 case $kind in
@@ -81,4 +85,6 @@ case $kind in
         refuse "$checkpoint: a network of GETAM, which cannot be evaluated here yet"
         ;;
 esac
-[ "$NODE" -ne 0 ] || printf '\n%s\n' "done: the table is in $out/evaluation.md"
+[ "$NODE" -eq 0 ] || exit 0
+[ "$(written)" != "$before" ] || sed -n '/^|/,$p' "$out/evaluation.md"  # done before: the table all the same
+printf '\n%s\n' "done: the table is in $out/evaluation.md"

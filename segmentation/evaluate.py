@@ -32,6 +32,7 @@ from wsss.checkpoint import check_classes
 from wsss.config import next_command, option, result_options, run_command
 from wsss.crf import check_crf_installed
 from wsss.datasets import Dataset, load_dataset
+from wsss.datasets.base import stems
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
 from wsss.evaluation import FILES, Row, published_score, write_evaluation
@@ -148,9 +149,8 @@ def make_plan(config: Config, spec: Dataset, model: Segmenter, entries: dict, de
 def predict(config: Config, plan: Plan, model: Segmenter, output_dir: Path) -> int:
     """Write what is missing of this process's share; returns how many label maps that were."""
     share = shard(list(plan.paths))
-    missing = {
-        i: [name for name in plan.rows if not (output_dir / name / f"{i}.png").is_file()] for i in share
-    }
+    there = {name: stems(output_dir / name, (".png",)) for name in plan.rows}
+    missing = {i: [name for name in plan.rows if i not in there[name]] for i in share}
     todo = [i for i in share if missing[i]]
     how = {"max_side": config.max_side, "exif": config.exif, "amp_dtype": plan.amp_dtype}
 

@@ -190,13 +190,13 @@ def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None) -> di
     shown = ", ".join(fitting) or "none"
     if not fitting or backbone not in (None, *fitting):
         raise UserError(
-            f"{path}: width {width}, depth {depth}, patch {patch} is not {backbone or 'a known backbone'}; "
-            f"known ones that fit: {shown}"
+            f"{path}: its encoder (width {width}, depth {depth}, patch {patch}) is not "
+            f"{backbone or 'a known backbone'}; known ones that fit: {shown}"
         )
     if backbone is None and len({BACKBONES[name].statistics for name in fitting}) > 1:
         raise UserError(
             f"{path}: its tensors fit several backbones with different pixel statistics; "
-            f"give --backbone, one of {shown}"
+            f"give --backbone, one of {shown} (BACKBONE=NAME before scripts/evaluate.sh)"
         )
     side = int((state["encoder.pos_embed"].shape[1] - 1) ** 0.5)
     return {

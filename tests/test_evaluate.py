@@ -37,7 +37,7 @@ def test_nonsense_is_refused(arguments, words):
 
 
 def error_of(done):
-    assert done.returncode != 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
     errors = [line for line in done.stderr.split("\n") if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     return errors[0]
@@ -52,7 +52,7 @@ def test_what_cannot_be_evaluated_is_one_line(miniature, tmp_path):
     assert "getam.pth: a network of GETAM" in error_of(evaluate(tmp_path / "getam.pth", *where))
     torch.save(drawn_state(manifest("segmenter_deit_small_vit_small", 3)), tmp_path / "bare.pth")
     line = error_of(evaluate(tmp_path / "bare.pth", *where))
-    assert "give --backbone, one of deit_small_patch16_224" in line
+    assert "give --backbone, one of deit_small_patch16_224" in line and "(BACKBONE=NAME before" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -69,6 +69,7 @@ def test_stage_2_in_two_processes_with_the_default_folder(segmenter, miniature, 
     assert done.stdout.count("| multi_crf_fused |") == 1
     again = evaluate(segmenter / "last.pth", "folder", miniature, cwd=tmp_path, **variables)
     assert again.returncode == 0 and "done before" in again.stdout
+    assert again.stdout.count("| multi_crf_fused |") == 1  # the table is shown all the same
     assert "done: the table is in runs/evaluate/last/evaluation.md" in again.stdout
 
 

@@ -90,7 +90,9 @@ def test_stage_1(tmp_path, layout, classes, backbone, wrapper, how, half):
     assert checkpoint_kind(unwrap_state(load_checkpoint(path), path)) == "weaktr"
     with pytest.raises(UserError, match=r"released\.pth: is a network of stage 1"):
         load_segmenter(path)
-    with pytest.raises(UserError, match=r"released\.pth: width 384.*not eva02_small_patch16_224"):
+    with pytest.raises(
+        UserError, match=r"released\.pth: its network \(width 384.*not eva02_small_patch16_224"
+    ):
         load_weaktr(path, backbone="eva02_small_patch16_224")
 
 

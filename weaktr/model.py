@@ -242,8 +242,8 @@ def _infer_arguments(state: dict[str, Tensor], path, backbone: str | None, pool:
     ]
     if not fitting or backbone not in (None, *fitting):
         raise UserError(
-            f"{path}: width {D}, depth {depth}, patch {patch} is not {backbone or 'a known backbone'}; "
-            f"known ones that fit: {', '.join(fitting) or 'none'}"
+            f"{path}: its network (width {D}, depth {depth}, patch {patch}) is not "
+            f"{backbone or 'a known backbone'}; known ones that fit: {', '.join(fitting) or 'none'}"
         )
     hidden, total = state[f"{fusion}attn_head_ffn.0.weight"].shape
     feat_hidden, head_dim = state[f"{fusion}attn_feat_ffn.0.weight"].shape

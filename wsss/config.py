@@ -20,6 +20,7 @@ import errno
 import gc
 import logging
 import math
+import os
 import shlex
 import sys
 import types
@@ -215,7 +216,7 @@ def run_command(main, config_class, argv=None, *, prog: str, description: str | 
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.WARNING,
         format="%(message)s",
-        stream=sys.stdout,
+        handlers=[_Lines(sys.stdout)],
         force=True,
     )
     logging.captureWarnings(True)
@@ -243,6 +244,18 @@ def run_command(main, config_class, argv=None, *, prog: str, description: str | 
         if count_failures(1) > 1:
             sys.exit(2)  # a peer has said it
         _fail(failure)
+
+
+class _Lines(logging.StreamHandler):
+    """Log lines on stdout; where its reader has gone (``| head``), the command goes on without them."""
+
+    def handleError(self, record) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.stream.fileno())  # also for what Python flushes as it ends
+        os.close(nothing)
 
 
 def _fail(message: str) -> typing.NoReturn:

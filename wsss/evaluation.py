@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wsss.io import write_json, write_text
 from wsss.released import Released
+from wsss.tables import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -75,17 +76,7 @@ def evaluation_table(rows: Sequence[Row]) -> str:
     cells += [
         (row.name, row.what, _percent(row.mean_iou, 2), _percent(row.published, 1)) for row in rows
     ]  # two decimals as measured, one as published
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(
-            c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i > 1 else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return "\n".join(markdown_table(cells, left=2))
 
 
 def _percent(value: float | None, decimals: int) -> str:

@@ -5,16 +5,11 @@ their own names: the folders inside do not matter, and nothing can be written el
 """
 
 import functools
-import gzip
 import hashlib
 import logging
-import lzma
 import re
 import shutil
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,16 +18,12 @@ from tqdm import tqdm
 from wsss.errors import UserError
 from wsss.io import IGNORED, read_mask
 from wsss.parallel import parallel_map
+from wsss.prepare.archives import Member, damaged_is_user_error, members
 from wsss.run import sha256
 
 log = logging.getLogger(__name__)
 
 LARGEST = 64 << 20  # bytes of one PNG: those of a VOC picture are some 10 KB
-Member = tuple[str, int, Callable[[], bytes]]  # name, bytes, what reads it
-_DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
-    NotImplementedError,
-)  # fmt: skip
 _IDS = {"voc12": re.compile(r"\d{4}_\d{6}"), "coco14": re.compile(r"\d{12}")}
 
 
@@ -109,10 +100,8 @@ def _check_values(path: Path, source: Path, num_classes: int) -> None:
 
 
 def _extract(archive: Path, staging: Path, data: str) -> None:
-    try:
+    with damaged_is_user_error(archive):
         origin, others = _extract_pngs(archive, staging, data)
-    except _DAMAGED as error:
-        raise UserError(f"{archive}: damaged or truncated archive ({error}); fetch it again") from None
     if not origin:
         seen = f" (its PNG files: {', '.join(others[:3])}, ...)" if others else ""
         raise UserError(
@@ -126,7 +115,7 @@ def _extract(archive: Path, staging: Path, data: str) -> None:
 def _extract_pngs(archive: Path, staging: Path, data: str) -> tuple[dict[str, str], list[str]]:
     """Write the masks; returns id -> name in the archive, and the names that were left out."""
     origin, others = {}, []
-    for name, size, read in _members(archive):
+    for name, size, open_member in _pngs(archive):
         stem = PurePosixPath(name).stem
         if data == "coco14":
             stem = re.sub(r"^COCO_(train|val)2014_", "", stem)
@@ -138,59 +127,24 @@ def _extract_pngs(archive: Path, staging: Path, data: str) -> tuple[dict[str, st
         if size > LARGEST:
             raise UserError(f"{archive}: {name} has {size} bytes, too many for a mask; fetch it again")
         origin[stem] = name
-        (staging / f"{stem}.png").write_bytes(read())
+        with open_member() as file:
+            (staging / f"{stem}.png").write_bytes(file.read())
     return origin, others
 
 
-def _members(archive: Path) -> Iterator[Member]:
-    """Every PNG file."""
-    if archive.is_dir():
-        for path in sorted(archive.rglob("*")):
-            if path.is_file() and _is_mask_name(path.name):
-                yield str(path.relative_to(archive)), path.stat().st_size, path.read_bytes
-    elif zipfile.is_zipfile(archive):
-        yield from _zip_members(archive)
-    elif tarfile.is_tarfile(archive):
-        yield from _tar_members(archive)
-    else:
-        raise UserError(f"{archive}: neither a zip nor a tar archive; fetch it again")
-
-
-def _zip_members(archive: Path) -> Iterator[Member]:
-    with zipfile.ZipFile(archive) as opened:
-        for info in opened.infolist():
-            name = info.filename.replace("\\", "/")
-            if info.is_dir() or not _is_mask_name(name):
-                continue
-            _refuse_outside(archive, name, link=(info.external_attr >> 16) & 0o170000 == 0o120000)
-            if info.flag_bits & 1:
-                raise UserError(f"{archive}: is encrypted; give one without a password")
-            yield name, info.file_size, functools.partial(opened.read, info)
-
-
-def _tar_members(archive: Path) -> Iterator[Member]:
-    with tarfile.open(archive) as opened:
-        for info in opened:
-            name = info.name.replace("\\", "/")
-            if info.isdir() or not _is_mask_name(name):
-                continue
-            _refuse_outside(archive, name, link=not info.isfile())
-            yield name, info.size, opened.extractfile(info).read
-        # tarfile takes a cut or damaged header for the end, which is a block of zeros
-        opened.fileobj.seek(opened.offset)
-        if opened.fileobj.read(512).strip(b"\0") or opened.fileobj.tell() != opened.offset + 512:
-            raise tarfile.ReadError("no end of the archive")
+def _pngs(archive: Path) -> Iterator[Member]:
+    """Every PNG file of an archive or a folder; each is wanted by its name."""
+    if not archive.is_dir():
+        yield from members(archive, lambda name: name if _is_mask_name(name) else None)
+        return
+    for path in sorted(archive.rglob("*")):
+        if path.is_file() and _is_mask_name(path.name):
+            yield Member(
+                str(path.relative_to(archive)), path.stat().st_size, functools.partial(path.open, "rb")
+            )
 
 
 def _is_mask_name(name: str) -> bool:
     parts = PurePosixPath(name).parts
     hidden = parts and (parts[-1].startswith(".") or "__MACOSX" in parts)
     return name.lower().endswith(".png") and not hidden
-
-
-def _refuse_outside(archive: Path, name: str, *, link: bool) -> None:
-    parts = PurePosixPath(name).parts
-    if ".." in parts or name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{archive}: the name {name} leads out of the archive; do not trust this file")
-    if link:
-        raise UserError(f"{archive}: {name} is a link or device, not a file; do not trust this archive")

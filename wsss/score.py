@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
 from wsss.datasets import Dataset, load_dataset
+from wsss.datasets.base import stems
 from wsss.errors import UserError
 from wsss.io import read_mask, write_json, write_text
 from wsss.metrics import ConfusionMatrix, Scores
@@ -56,13 +57,14 @@ def score_masks(
     Raises:
         UserError: A prediction or mask is missing, damaged, of another size, or holds another class.
     """
-    pairs = [(Path(pred_dir) / f"{i}.png", path) for i, path in mask_paths.items()]
-    for pred_path, _ in pairs:
-        if not pred_path.is_file():
+    there = stems(Path(pred_dir), (".png",))  # one listing: asking for each file takes long on shared disks
+    for image_id in mask_paths:
+        if image_id not in there:
             raise UserError(
-                f"{pred_path}: no such prediction; make one for every picture of the split, "
-                "or give the --pred-dir that holds them"
+                f"{Path(pred_dir) / image_id}.png: no such prediction; make one for every picture of the "
+                "split, or give the --pred-dir that holds them"
             )
+    pairs = [(Path(pred_dir) / there[i], path) for i, path in mask_paths.items()]
     total = ConfusionMatrix(num_classes)
     results = parallel_map(functools.partial(_score_pair, num_classes=num_classes), pairs, workers=workers)
     for confusion in tqdm(results, total=len(pairs), desc="scoring", unit="mask"):
@@ -102,11 +104,12 @@ def mask_paths_of(dataset: Dataset, split: str, mask_dir: Path | None = None) ->
     ids = dataset.image_ids(split)
     if mask_dir is None:
         return {i: dataset.mask_path(i) for i in ids} if dataset.has_masks(split) else {}
-    paths = {i: Path(mask_dir) / f"{i}.png" for i in ids}
-    for path in paths.values():
-        if not path.is_file():
+    there = stems(Path(mask_dir), (".png",))
+    for i in ids:
+        if i not in there:
+            path = Path(mask_dir) / f"{i}.png"
             raise UserError(f"{path}: no such mask; give a --mask-dir with one for every picture of {split}")
-    return paths
+    return {i: Path(mask_dir) / there[i] for i in ids}
 
 
 def score_record(scores: Scores, class_names: Sequence[str]) -> dict:

@@ -458,7 +458,9 @@ def test_wrong_backbone_is_refused(tmp_path, family, backbone):
 
 def test_unknown_size_is_refused(tmp_path):
     path = release(tmp_path / "c.pth", released_state(micro_shapes("dinov2", depth=2)))
-    with pytest.raises(UserError, match=r"c\.pth: width 128, depth 2, patch 16 is not a known backbone"):
+    with pytest.raises(
+        UserError, match=r"c\.pth: its encoder \(width 128, depth 2, patch 16\) is not a known backbone"
+    ):
         load_segmenter(path)
 
 

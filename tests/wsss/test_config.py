@@ -1,11 +1,14 @@
 """Options from dataclasses, and errors as one line."""
 
 import errno
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run_process
 from wsss.config import DataOptions, next_command, option, parse, result_options, run_command
 from wsss.errors import UserError
 
@@ -129,6 +132,27 @@ def test_bad_input_is_one_line_and_status_2(error, line, capsys):
     printed = capsys.readouterr().err
     assert stopped.value.code == 2
     assert printed.startswith(line) and printed.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    """As with ``| head``: the command ends its work, without a traceback for each line that nobody reads."""
+    script = tmp_path / "many_lines.py"
+    script.write_text(
+        "import logging, sys\n"
+        "from pathlib import Path\n"
+        "from wsss.config import DataSource, run_command\n"
+        "def main(config):\n"
+        "    for number in range(20000):\n"
+        "        logging.getLogger('x').info('line %d', number)\n"
+        "    (config.data_path / 'ended').touch()\n"
+        "run_command(main, DataSource, sys.argv[1:], prog='x')\n",
+        encoding="utf8",
+    )
+    command = shlex.join([sys.executable, str(script), "--data-path", str(tmp_path)])
+    piped = f"set -o pipefail; {command} | head -n 1"
+    done = run_process("bash", "-c", piped)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
+    assert (tmp_path / "ended").exists()
 
 
 def test_other_errors_keep_their_traceback():

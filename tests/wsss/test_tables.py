@@ -11,3 +11,8 @@ def test_columns_are_aligned_over_heading_and_body():
         "| pixel accuracy | 100.00 |",
         "| x              |        |",
     ]
+
+
+def test_further_columns_to_the_left():
+    lines = markdown_table([("row", "what", "mIoU"), ("a", "b", "1.0")], left=2)
+    assert lines == ["| row | what | mIoU |", "|-----|------|-----:|", "| a   | b    |  1.0 |"]

@@ -62,7 +62,9 @@ class Checked:
     masks: int
 
     def table(self) -> list[str]:
-        """Lines of a Markdown table: what each list has."""
+        """Lines of a Markdown table: what each list has; none without a list."""
+        if not self.lists:
+            return []
         folders = next((list(facts.masked) for facts in self.lists.values()), [])
         heads = ["with masks"] if len(folders) <= 1 else [f"in {folder}" for folder in folders]
         rows = [("list", "pictures", "expected", "with labels", *heads)]
@@ -75,9 +77,12 @@ class Checked:
     def histogram(self) -> list[str]:
         """Lines of a Markdown table: pictures per class of every list that has labels.
 
-        The numbers that COCO gives to no category have a row only if a picture is labelled with them.
+        The numbers that COCO gives to no category have a row only if a picture is labelled with them. Without
+        any label there are no lines.
         """
         lists = {name: facts for name, facts in self.lists.items() if facts.labelled}
+        if not lists:
+            return []
         rows = [("pictures per class", *lists)]
         for k, name in enumerate(self.class_names):
             counts = [facts.classes[k] for facts in lists.values()]
@@ -251,8 +256,10 @@ def main(config: Config) -> None:
     )  # fmt: skip
     for line in (*found.problems, *(f"note: {note}" for note in found.notes)):
         log.info(line)
-    for line in ("", *found.table(), "", *found.histogram(), ""):
-        log.info(line)
+    for table in (found.table(), found.histogram()):
+        for line in ("", *table) if table else ():
+            log.info(line)
+    log.info("")
     how = "read in full" if config.decode else "by their headers; --decode reads all pixels"
     log.info("checked %s pictures (%s) and %s masks", f"{found.pictures:,}", how, f"{found.masks:,}")
     if found.problems:

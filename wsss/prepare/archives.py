@@ -4,7 +4,6 @@ Names that lead outside, links and special files are refused where they are need
 """
 
 import contextlib
-import gzip
 import lzma
 import re
 import shutil
@@ -39,9 +38,12 @@ def damaged_is_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
+        tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
         NotImplementedError,  # zip: a compression or encryption unknown to Python
+        OSError,  # gzip and bzip2
     ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
         raise UserError(f"{path}: damaged or incomplete archive ({error}); fetch it again") from None
 
 
@@ -60,9 +62,7 @@ def members(path: Path, wanted: Callable[[str], T | None]) -> Iterator[Member]:
     elif tarfile.is_tarfile(path):
         yield from _tar_members(path, wanted)
     else:
-        raise UserError(
-            f"{path}: neither a zip nor a tar archive, or its beginning is damaged; fetch it again"
-        )
+        raise UserError(f"{path}: neither a zip nor a tar archive, or damaged, or cut off; fetch it again")
 
 
 def _zip_members(path: Path, wanted: Callable[[str], T | None]) -> Iterator[Member]:
@@ -83,6 +83,12 @@ def _tar_members(path: Path, wanted: Callable[[str], T | None]) -> Iterator[Memb
             if info.isdir() or (use := _use(path, info.name, wanted, info.isreg())) is None:
                 continue
             yield Member(use, info.size, lambda info=info: archive.extractfile(info))
+        # tarfile takes a cut or damaged header for the end, which is a block of zeros
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no end of the archive")
+        while archive.fileobj.read(1 << 20):  # gzip's checksum stands behind the last byte
+            pass
 
 
 def _use(path: Path, name: str, wanted: Callable[[str], T | None], plain: bool) -> T | None:
@@ -92,9 +98,11 @@ def _use(path: Path, name: str, wanted: Callable[[str], T | None], plain: bool) 
     if use is None:
         return None
     if not plain:
-        raise UserError(f"{path}: member {name!r} is a link or special file; fetch the official archive")
+        raise UserError(
+            f"{path}: member {name!r} is a link or special file; fetch the original archive again"
+        )
     if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{path}: member {name!r} leads outside its folder; fetch the official archive")
+        raise UserError(f"{path}: member {name!r} leads outside the archive; fetch the original one again")
     return use
 
 

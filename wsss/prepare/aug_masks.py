@@ -106,8 +106,6 @@ def _bring(own: Path, voc: Path, unfinished: Path, *, count: int | None, workers
         pairs = [(folder / name, unfinished / f"{name[:-4]}.png") for name in names(folder, ".png")]
         place(pairs, desc=FOLDER)
         return len(pairs)
-    if not own.is_file():
-        raise UserError(f"{own}: no such file or folder; give --aug-masks a folder, zip or tar of masks")
     nesting = _nesting(own)
 
     def target(name: str) -> Path | None:
@@ -153,7 +151,9 @@ def _only(where: Path, folders: set) -> Path | PurePosixPath:
     chosen = [f for f in folders if f.name == FOLDER] if len(folders) > 1 else list(folders)
     if len(chosen) == 1:
         return chosen[0]
-    shown = ", ".join(sorted(map(str, folders))[:3]) or "none"
+    if not folders:
+        raise UserError(f"{where}: holds no PNG file; give --aug-masks a folder, zip or tar of masks")
+    shown = ", ".join(sorted(map(str, folders))[:3])
     raise UserError(
         f"{where}: which folder holds the masks is not clear (PNG files are in: {shown}); "
         f"give --aug-masks the one folder, or name it {FOLDER}"

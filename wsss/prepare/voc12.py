@@ -80,6 +80,10 @@ class Config:
 
 
 def main(config: Config) -> None:
+    if config.aug_masks is not None and not config.aug_masks.exists():
+        raise UserError(
+            f"{config.aug_masks}: no such file or folder; give --aug-masks a folder, zip or tar of masks"
+        )
     voc = tree(config.output_dir)
     found = search(config.from_, leave_out=[voc, config.output_dir / "downloads"])
     record = Record(config.output_dir)

@@ -504,3 +504,9 @@ def test_nothing_to_check(tmp_path, capsys):
     with pytest.raises(UserError, match="no such folder; give --data-path"):
         check_dataset("folder", tmp_path / "no")
     assert "no such folder" in error_line(capsys, MODULE, "--data-path", tmp_path / "no")
+
+
+def test_a_wrong_folder_has_no_empty_tables(tmp_path):
+    found = check_dataset("coco14", tmp_path)
+    assert found.problems and found.lists == {}
+    assert (found.table(), found.histogram()) == ([], [])

@@ -1,6 +1,7 @@
 """Archives: only what is needed, nothing outside, damage named, what is there is left."""
 
 import io
+import random
 import stat
 import tarfile
 import zipfile
@@ -74,7 +75,7 @@ def test_files_of_the_right_size_are_left_and_others_replaced(tmp_path):
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_names_that_lead_outside_are_refused(tmp_path, make, name):
     path = make(tmp_path / "x", {"a/good.txt": b"1", name: b"2"})
-    with pytest.raises(UserError, match=r"x: member '.*one\.txt' leads outside its folder; fetch"):
+    with pytest.raises(UserError, match=r"x: member '.*one\.txt' leads outside the archive; fetch"):
         unpack(path, texts_of_a(tmp_path / "out"), desc="x")
     assert not (tmp_path / "out").exists()  # the names are looked at before anything is written
 
@@ -115,6 +116,36 @@ def test_truncated_archives_are_named_and_whole_files_kept(tmp_path, kind):
     with pytest.raises(UserError, match=r"x\.(zip|tar).*; fetch it again"):
         unpack(path, texts_of_a(tmp_path / "out"), desc="x")
     assert all(data == bytes(range(256)) * 40 for data in content_of(tmp_path / "out").values())
+
+
+def test_a_tar_cut_between_two_members_is_noticed(tmp_path):
+    """tarfile itself takes the cut for the end: what is behind it would be missed in silence."""
+    path = make_tar(tmp_path / "x.tar")
+    path.write_bytes(path.read_bytes()[: 512 + 3072])  # header and content of a/one.txt
+    with pytest.raises(UserError, match=r"x\.tar: damaged or incomplete archive .*no end.*; fetch it again"):
+        unpack(path, texts_of_a(tmp_path / "out"), desc="x")
+    assert content_of(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_damaged_compression_is_named(tmp_path, compression):
+    noise = {f"a/{n}.txt": random.Random(n).randbytes(90_000) for n in range(12)}
+    path = make_tar(tmp_path / "x.tar", noise, mode=f"w:{compression}")
+    data = bytearray(path.read_bytes())
+    data[-40_000] ^= 255  # behind bzip2's first block, which is read to recognise the archive
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.tar: damaged or incomplete archive \(.*; fetch it again"):
+        unpack(path, texts_of_a(tmp_path / "out"), desc="x")
+
+
+def test_encrypted_zip_archives_are_refused(tmp_path):
+    path = make_zip(tmp_path / "x.zip", {"a/one.txt": b"1"}, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of both headers
+        data[data.index(mark) + at] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.zip: 'a/one\.txt' is encrypted; unpack it and give the folder"):
+        unpack(path, texts_of_a(tmp_path / "out"), desc="x")
 
 
 def test_changed_bytes_in_a_zip_are_noticed_by_its_checksum(tmp_path):

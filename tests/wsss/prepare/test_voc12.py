@@ -168,7 +168,7 @@ def test_archive_with_a_member_that_leads_outside(archives, tmp_path, capsys):
     with tarfile.open(source / voc12.TRAINVAL.name, "w") as archive:
         archive.add(archives / "benchmark.tgz", "../../VOCdevkit/VOC2012/JPEGImages/evil.jpg")
     line = error_line(capsys, MODULE, "--output-dir", tmp_path / "a" / "b", "--from", source, *PARTIAL)
-    assert "evil.jpg' leads outside its folder" in line
+    assert "evil.jpg' leads outside the archive" in line
     assert not list(tmp_path.rglob("evil.jpg"))
 
 
@@ -277,8 +277,17 @@ def test_masks_in_several_folders_without_the_name(archives, own_masks, tmp_path
     options = ("--from", archives, "--aug-masks", tmp_path / "top", *PARTIAL)
     line = error_line(capsys, MODULE, "--output-dir", tmp_path / "out", *options)
     assert "which folder holds the masks is not clear" in line and "two" in line
+    (tmp_path / "none").mkdir()
+    options = ("--from", archives, "--aug-masks", tmp_path / "none", *PARTIAL)
+    line = error_line(capsys, MODULE, "--output-dir", tmp_path / "out", *options)
+    assert f"{tmp_path / 'none'}: holds no PNG file; give --aug-masks a folder, zip or tar" in line
+
+
+def test_masks_that_do_not_exist_are_told_before_anything_is_unpacked(archives, tmp_path, capsys):
     options = ("--from", archives, "--aug-masks", tmp_path / "no", *PARTIAL)
-    assert "no: no such" in error_line(capsys, MODULE, "--output-dir", tmp_path / "out", *options)
+    line = error_line(capsys, MODULE, "--output-dir", tmp_path / "out", *options)
+    assert line.startswith(f"error: {tmp_path / 'no'}: no such file or folder; give --aug-masks")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tree_of_the_users_own_gets_its_masks(folders, tmp_path):
