@@ -1,4 +1,4 @@
-"""Gradient-weighted element-wise transformer attention maps (arXiv 2112.02841, section 3.2), and two relatives.
+"""Gradient-weighted element-wise transformer attention maps (arXiv 2112.02841), and two relatives.
 
 Of every block only the class token's row of the attention matrix is formed, and the gradient is taken with
 respect to that row: nothing is hooked, stored in the network, or added to its parameters' gradients.

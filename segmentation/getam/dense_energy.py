@@ -7,7 +7,9 @@ from wsss.io import IGNORED
 
 SIGMA_XY = 50.0  # pixels
 SIGMA_RGB = 15.0  # levels of 0..255
-CHUNK = 2**24  # kernel entries that exist at a time: 64 MB
+# kernel entries that exist at a time: 4 MB, within a core's cache, and 256 MB on a GPU
+CHUNKS = {"cpu": 2**20, "cuda": 2**26}
+FAR = 60.0  # exponents end here: exp(-60) adds nothing, and denormal numbers are slow on a CPU
 GRADIENTS = ("published", "true")
 
 
@@ -33,11 +35,11 @@ def filter_values(features: Tensor, values: Tensor) -> Tensor:
     """
     features = features - features.mean(0)  # smaller numbers, better differences
     halves = features.square().sum(1) / 2
-    rows = max(1, CHUNK // len(features))
+    rows = max(1, CHUNKS[features.device.type] // len(features))
     parts = []
     for chunk, half in zip(features.split(rows), halves.split(rows), strict=True):
         exponents = torch.addmm(-halves[None], chunk, features.T).sub_(half[:, None])
-        parts.append(exponents.clamp_(max=0).exp_() @ values)
+        parts.append(exponents.clamp_(-FAR, 0).exp_() @ values)
     return torch.cat(parts)
 
 

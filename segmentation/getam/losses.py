@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from segmentation.getam.dense_energy import dense_energy
+from wsss.distributed import all_sum, world_size
 from wsss.io import IGNORED
 
 ENERGY_WEIGHT = 1e-7
@@ -43,7 +43,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
     parts = []
     for chosen in (labels == 0, (labels != 0) & (labels != IGNORED)):
-        parts.append((losses * chosen).sum() / chosen.sum().clamp(min=1))
+        count = all_sum(chosen.sum().float()) / world_size()  # over the global batch
+        parts.append((losses * chosen).sum() / count.clamp(min=1 / world_size()))
     return tuple(parts)
 
 

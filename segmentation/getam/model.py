@@ -1,9 +1,12 @@
-"""GETAM's network: one ViT encoder, class logits from its deepest feature, a DPT decoder (arXiv 2112.02841)."""
+"""GETAM's network (arXiv 2112.02841): a ViT encoder, class logits from its deepest map, a DPT decoder."""
 
 import inspect
+import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from segmentation.getam.decoder import ChannelAttention, Reassemble, Scratch
@@ -11,6 +14,10 @@ from segmentation.getam.encoders import BACKBONES, STEM_CHANNELS, Encoder, get_b
 from wsss.backbones import IMAGENET
 from wsss.checkpoint import load_checkpoint, load_strict, unwrap_state
 from wsss.errors import UserError
+from wsss.pretrained import read_weights, shorten
+from wsss.vit import resize_positions
+
+log = logging.getLogger(__name__)
 
 WIDTHS = (96, 192, 384, 768)  # of the reassembled maps, at D = 768
 FUSION_WIDTH = 256  # of the decoder, at D = 768
@@ -111,3 +118,110 @@ def build_getam(backbone: str = "vitb_hybrid", *, num_classes: int = 20) -> Geta
     model.backbone = backbone
     model.pixel_mean, model.pixel_std = IMAGENET.mean, IMAGENET.std
     return model
+
+
+def start_from_pretrained(model: Getam, source: str) -> None:
+    """Load ImageNet weights into the encoder; the decoder stays fresh.
+
+    Every tensor is accounted for: loaded, resized (positions, bilinearly, where the grid differs), skipped
+    (classifiers that do not fit, and what timm adds before them), or fresh; anything else stops with its name.
+
+    Args:
+        source: A file, a name on timm's hub, or ``"hub"`` for the encoder's published starting weights.
+
+    Raises:
+        UserError: A tensor of another name or shape, or one that is missing.
+    """
+    encoder = model.pretrained.model
+    hub_name = get_backbone(model.backbone).hub_name
+    if source == "hub" and hub_name is None:
+        raise UserError(f"--pretrained hub: {model.backbone} has no published weights; give a file, or none")
+    state = read_weights(hub_name if source == "hub" else source, model.backbone)
+    own = encoder.state_dict()
+    heads = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
+    skipped = [
+        k for k, v in state.items() if k.startswith(heads) and (k not in own or own[k].shape != v.shape)
+    ]
+    state = {k: v.float() for k, v in state.items() if k not in skipped}
+    resized = _fit_positions(encoder, state)
+    fresh = [k for k in own if k.startswith(heads) and k not in state]
+    load_strict(encoder, {**state, **{k: own[k] for k in fresh}}, source)
+    for group, names in (
+        ("loaded", list(state)),
+        ("resized", resized),
+        ("skipped", skipped),
+        ("fresh", fresh),
+    ):
+        log.info("starting weights %s, %s: %d (%s)", source, group, len(names), shorten(names) or "none")
+
+
+def _fit_positions(encoder: Encoder, state: dict[str, Tensor]) -> list[str]:
+    """Resize the positions of another grid in place; says what was done."""
+    positions, prefix = state.get("pos_embed"), encoder.num_prefix_tokens
+    if positions is None or positions.ndim != 3 or positions.shape[1] <= prefix:
+        return []
+    side, grid = math.isqrt(positions.shape[1] - prefix), (encoder.grid_side, encoder.grid_side)
+    if side**2 != positions.shape[1] - prefix or side == encoder.grid_side:
+        return []
+    patches = resize_positions(positions[:, prefix:], grid, mode="bilinear")
+    state["pos_embed"] = torch.cat((positions[:, :prefix], patches), 1)
+    return [f"pos_embed {side}x{side} to {grid[0]}x{grid[1]} (bilinear)"]
+
+
+def load_getam(path: Path, *, backbone: str | None = None) -> tuple[Getam, dict]:
+    """Rebuild the network from a checkpoint alone.
+
+    Args:
+        path: A checkpoint of ``segmentation.getam.train``, or a released one, whose encoder and number of
+            classes are inferred from its tensors.
+        backbone: For files without settings only, where several encoders share every shape (ViT and DeiT):
+            they differ in name alone, so that it need not be given.
+
+    Returns:
+        The network in evaluation mode, and the checkpoint's other entries.
+
+    Raises:
+        UserError: Not a checkpoint of this network, or ``backbone`` contradicts the file.
+    """
+    content = load_checkpoint(path)
+    state = unwrap_state(content, path)
+    arguments = content.get("model_args") or _infer_arguments(state, path, backbone)
+    try:
+        inspect.signature(build_getam).bind(**arguments)
+        model = build_getam(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: its model_args cannot be used ({error}); give a checkpoint of segmentation.getam.train"
+        ) from None
+    if backbone not in (None, arguments["backbone"]):
+        raise UserError(f"{path}: is a {arguments['backbone']}, not {backbone}; leave --backbone out")
+    load_strict(model, state, path)
+    weights = ("model", "state_dict", "optimizer")
+    entries = {k: v for k, v in content.items() if k not in weights and not isinstance(v, Tensor)}
+    return model.eval(), entries
+
+
+def _infer_arguments(state: dict[str, Tensor], path: Path, backbone: str | None) -> dict:
+    prefix = "pretrained.model."
+    for name, dimensions in ((f"{prefix}cls_token", 3), (f"{prefix}pos_embed", 3), ("cls_head.weight", 2)):
+        if name not in state or state[name].ndim != dimensions:
+            found = "of another shape" if name in state else "missing"
+            raise UserError(f"{path}: not a checkpoint of GETAM ({name} {found}); check the path")
+    names = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
+    width = state[f"{prefix}cls_token"].shape[-1]
+    depth = len({k.split(".")[1] for k in names if k.startswith("blocks.")})
+    distilled, hybrid = "dist_token" in names, any(k.startswith("patch_embed.backbone.") for k in names)
+    tokens = state[f"{prefix}pos_embed"].shape[1]
+    fitting = [
+        name
+        for name, b in BACKBONES.items()
+        if (b.embed_dim, b.depth, b.distilled, b.hybrid) == (width, depth, distilled, hybrid)
+        and (b.image_size // 16) ** 2 + 1 + b.distilled == tokens
+    ]
+    if not fitting or backbone not in (None, *fitting):
+        shown = ", ".join(fitting) or "none"
+        raise UserError(
+            f"{path}: width {width}, depth {depth}, {tokens} tokens is not "
+            f"{backbone or 'a known encoder'}; known ones that fit: {shown}"
+        )
+    return {"backbone": backbone or fitting[0], "num_classes": len(state["cls_head.weight"])}
