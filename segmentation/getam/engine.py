@@ -22,7 +22,7 @@ LOOK_EVERY = 20  # steps between looks at the loss
 
 
 def rate_of_step(step: int, *, peak: float, steps: int, first_joint_step: int, joint_scale: float) -> float:
-    """Learning rate of a global step: polynomial, power 0.9, to 0; in the joint part times ``joint_scale``."""
+    """Learning rate of a step: polynomial, power 0.9, to 0; times ``joint_scale`` in the joint part."""
     rate = polynomial_rate(step, peak=peak, floor=0.0, steps=steps)
     return rate * joint_scale if step >= first_joint_step else rate
 

@@ -124,7 +124,7 @@ def start_from_pretrained(model: Getam, source: str) -> None:
     """Load ImageNet weights into the encoder; the decoder stays fresh.
 
     Every tensor is accounted for: loaded, resized (positions, bilinearly, where the grid differs), skipped
-    (classifiers that do not fit, and what timm adds before them), or fresh; anything else stops with its name.
+    (classifiers that do not fit, and what timm adds to them), or fresh; anything else stops with its name.
 
     Args:
         source: A file, a name on timm's hub, or ``"hub"`` for the encoder's published starting weights.

@@ -158,5 +158,5 @@ def check_saliency_maps(folder: Path | None, image_ids: list[str]) -> None:
     for path in () if folder is None else (folder / f"{i}.png" for i in image_ids):
         if not path.is_file():
             raise UserError(
-                f"{path}: no such saliency map; give one for every training picture, or leave --saliency-dir out"
+                f"{path}: no such saliency map; give every training picture one, or leave --saliency-dir out"
             )
