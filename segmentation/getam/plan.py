@@ -49,8 +49,8 @@ class Config(DataOptions):
         maximum=1,
     )
     band: float = option(
-        0.1,
-        "without saliency maps: pixels whose maps are all below this are background",
+        0.3,
+        "without saliency maps: background where all of a pixel's maps are below 0.077, unknown up to this",
         minimum=0,
         maximum=1,
     )

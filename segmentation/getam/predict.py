@@ -1,4 +1,4 @@
-"""Predict label maps with GETAM: squares of three sizes, logits averaged, softmax, and with --crf a dense CRF.
+"""Predict label maps with GETAM: squares of three sizes, logits averaged, softmax, a dense CRF (--crf).
 
     python -m segmentation.getam.predict --dataset folder --data-path DATA --checkpoint OUT/getam/last.pth \\
         --split val --crf --output-dir OUT/getam_predictions/val

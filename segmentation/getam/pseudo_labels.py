@@ -24,12 +24,12 @@ class LabelRules:
     Attributes:
         completion: Fill classes in on pixels of label 0.
         quantile: Of a class's positive values there, above which it is filled in.
-        band: Without saliency maps: a pixel whose largest map is below this is background (0).
+        band: Without saliency maps: where no map reaches this, a pixel that is not background is unknown.
     """
 
     completion: bool = True
     quantile: float = 0.9
-    band: float = 0.1
+    band: float = 0.3
 
 
 def refine_maps(maps: Tensor, levels: Tensor, pamr: PAMR) -> Tensor:
@@ -54,8 +54,8 @@ def make_labels(
 
     With a saliency map, as published: the largest of the scores and of the background's, (1 - max)^32, wins;
     where the background wins the pixel is unknown (255), and what is not salient is background (0).
-    Without one, where 0 could never occur: a pixel whose largest score is below ``rules.band`` is background;
-    above, it is unknown where the background's score wins, as with saliency.
+    Without one, where 0 could never occur: where the background wins (below 0.077) a pixel is background, and
+    from there up to ``rules.band`` it is unknown. This is not published.
 
     Args:
         scores: float (n, H, W), ``refine_maps`` of the present classes.
@@ -68,8 +68,12 @@ def make_labels(
     top = scores.max(0)
     background = (1 - top) ** BACKGROUND_POWER
     labels = (classes[scores.argmax(0)] + 1).astype(np.uint8)
-    labels[background >= top] = IGNORED
-    labels[top < rules.band if salient is None else ~salient] = 0
+    if salient is None:
+        labels[top < rules.band] = IGNORED
+        labels[background >= top] = 0
+    else:
+        labels[background >= top] = IGNORED
+        labels[~salient] = 0
     claimed = np.zeros(labels.shape, bool)
     if rules.completion:
         labels, claimed = complete_labels(labels, scores, classes, quantile=rules.quantile)

@@ -265,8 +265,8 @@ def announce(config: Config, plan: Plan, model: Getam, device: torch.device, fir
     log.info("data: %d pictures of %s, image labels only", len(plan.train_ids), plan.train_split)
     if config.saliency_dir is None:
         log.info(
-            "saliency: none; pixels whose maps are all below %g are taken as background, which is not the "
-            "published system",
+            "saliency: none; background where its score wins, unknown from there up to %g: "
+            "not the published system",
             plan.rules.band,
         )
     else:
