@@ -76,9 +76,9 @@ class Getam(nn.Module):
         rows = []
         for number, block in enumerate(encoder.blocks):
             wanted = rows_from is not None and number >= rows_from
-            tokens, record = block(tokens, class_row=wanted)
+            tokens, record = block(tokens, first_rows=int(wanted))
             if wanted:
-                rows.append(record.class_row)
+                rows.append(record.first_rows)
             if number in self.taps:
                 level = self.num_stages + self.taps.index(number) + 1
                 reassemble = getattr(self.pretrained, f"act_postprocess{level}")
