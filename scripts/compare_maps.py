@@ -1,4 +1,4 @@
-"""Gradient maps of a WeakTr classifier, as CAM files, to compare with its own CAMs: called by compare_maps.sh.
+"""Gradient maps of a WeakTr classifier, as CAM files, to compare with its own CAMs (compare_maps.sh).
 
 GETAM's maps, their unsquared form and Grad-CAM of attention, each of the class's own token: its row of the
 attention matrices, and the gradient of its class logit. The squares and mirrors are those that are given.
