@@ -11,13 +11,19 @@ COMMANDS = (
     "weaktr.generate_cam",
     "weaktr.search_threshold",
     "weaktr.make_masks",
+    "weaktr.evaluate",
     "segmentation.train",
     "segmentation.predict",
+    "segmentation.evaluate",
     "wsss.score",
+    "wsss.download_checkpoints",
+    "wsss.datasets.check",
     "wsss.report",
     "wsss.shapes",
     "wsss.shapes_baseline",
     "wsss.voc_animals",
+    "wsss.prepare.voc12",
+    "wsss.prepare.coco14",
 )
 
 

@@ -1,5 +1,6 @@
 """Prediction as published: sliding windows, scales and mirrors, softmax, mean of probabilities."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,7 +160,6 @@ def sliding_window_probs(
     )[0]
 
 
-@torch.no_grad()
 def predict_probs(
     model: Segmenter,
     image: np.ndarray,
@@ -181,36 +181,97 @@ def predict_probs(
     Raises:
         UserError: The network gives values that are not finite.
     """
-    device = next(model.parameters()).device
+    return next(predict_each(model, image, [protocol], max_side=max_side, amp_dtype=amp_dtype))
+
+
+@torch.no_grad()
+def predict_each(
+    model: Segmenter,
+    image: np.ndarray,
+    protocols: Sequence[Protocol],
+    *,
+    max_side: int | None = None,
+    amp_dtype: torch.dtype | None = None,
+) -> Iterator[Tensor]:
+    """``predict_probs`` for each of several protocols, from one pass over the picture's scales.
+
+    Protocols differ in scales, mirrors and decoder blocks alone. A scale that several share goes through the
+    network once, with both decoder blocks. Each result has the bits that it has alone, as long as protocols
+    without mirrors use scale 1 only.
+    """
+    if len({(p.short_side, p.window, p.stride, p.window_batch) for p in protocols}) != 1:
+        raise ValueError("protocols of one pass share short side, window, stride and window batch")
     own_size = image.shape[:2]
     output_size = own_size
     if max_side is not None and max(own_size) > max_side:
         output_size = tuple(max(1, round(side * max_side / max(own_size))) for side in own_size)
     last = len(model.decoder.blocks)
-    blocks = [1, last] if protocol.decoder_blocks == "fused" else [last]
-    totals = None
-    for scale in protocol.scales:
-        resized = resize_bilinear(image, resized_size(own_size, protocol.short_side, scale))
-        pixels = normalise(resized, model.pixel_mean, model.pixel_std).to(device)
-        mirrored = [False, True] if protocol.flip else [False]
+    blocks = [1, last] if any(p.decoder_blocks == "fused" for p in protocols) else [last]
+    totals: dict[tuple, list[Tensor]] = {}  # (scales, flip): per block, the sum over scales and mirrors
+    kinds = list(dict.fromkeys((p.scales, p.flip) for p in protocols))
+    longest_first = sorted(kinds, key=lambda kind: -len(kind[0]))
+    for scale in dict.fromkeys(scale for scales, _ in longest_first for scale in scales):
+        users = [kind for kind in kinds if scale in kind[0]]
+        how = {"blocks": blocks, "output_size": output_size, "amp_dtype": amp_dtype}
+        flip = any(flip for _, flip in users)
+        views = _scale_probs(model, image, scale, protocols[0], flip=flip, **how)
+        for kind in users:
+            sums = [plain + mirror for plain, mirror in zip(*views, strict=True)] if kind[1] else views[0]
+            for _ in range(kind[0].count(scale)):
+                totals[kind] = (
+                    [t + s for t, s in zip(totals[kind], sums, strict=True)] if kind in totals else sums
+                )
+        del views, sums
+    for protocol in protocols:
+        number = len(protocol.scales) * (2 if protocol.flip else 1)
+        used = totals[protocol.scales, protocol.flip]
+        if protocol.decoder_blocks == "fused":
+            probs = FIRST_BLOCK_WEIGHT * (used[0] / number) + used[1] / number
+        else:
+            probs = used[-1] / number
+        if not probs.isfinite().all():
+            raise UserError(
+                "the network gives values that are not finite; check --checkpoint, or use --amp off"
+            )
+        if output_size != own_size:
+            probs = F.interpolate(probs[None], size=own_size, mode="bilinear", align_corners=False)[0]
+        yield probs
+
+
+def _scale_probs(
+    model: Segmenter,
+    image: np.ndarray,
+    scale: float,
+    protocol: Protocol,
+    *,
+    flip: bool,
+    blocks: list[int],
+    output_size: tuple[int, int],
+    amp_dtype: torch.dtype | None,
+) -> list[list[Tensor]]:
+    """Probabilities (K, *output_size) at one scale: of the picture and, with ``flip``, of its mirror, a list
+    with one tensor per decoder block each.
+
+    Picture and mirror share batches, but at scale 1: there the picture alone is a result too, and batches of
+    another size would give it other last digits.
+    """
+    device = next(model.parameters()).device
+    resized = resize_bilinear(image, resized_size(image.shape[:2], protocol.short_side, scale))
+    pixels = normalise(resized, model.pixel_mean, model.pixel_std).to(device)
+    mirrored = [False, True] if flip else [False]
+    groups = [[flipped] for flipped in mirrored] if scale == 1 else [mirrored]
+    views = []
+    for group in groups:
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             probs = _windowed_probs(
                 model,
-                torch.stack([pixels.flip(-1) if flipped else pixels for flipped in mirrored]),
-                mirrored,
+                torch.stack([pixels.flip(-1) if flipped else pixels for flipped in group]),
+                group,
                 window=protocol.window,
                 stride=protocol.stride,
                 window_batch=protocol.window_batch,
                 decoder_blocks=blocks,
                 output_size=output_size,
             )
-        sums = [p.sum(0) for p in probs]
-        totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
-    views = len(protocol.scales) * (2 if protocol.flip else 1)
-    means = [total / views for total in totals]
-    probs = FIRST_BLOCK_WEIGHT * means[0] + means[1] if len(means) == 2 else means[0]
-    if not probs.isfinite().all():
-        raise UserError("the network gives values that are not finite; check --checkpoint, or use --amp off")
-    if output_size != own_size:
-        probs = F.interpolate(probs[None], size=own_size, mode="bilinear", align_corners=False)[0]
-    return probs
+        views += [list(view) for view in zip(*(p.unbind(0) for p in probs), strict=True)]
+    return views

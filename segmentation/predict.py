@@ -12,52 +12,50 @@ Alone or under torchrun. Writes, each at the picture's own size,
     probabilities/ID.npz   before CRF (--probabilities): probs, float16 (K, H, W), and class_names (K,), both
                            with background first; with --decoder-blocks fused the K values add up to 1.8
 
-and, where every picture of the list has a mask, score.json and score.md. Existing files are kept, so the same
-command continues a run that was stopped.
+and, where every picture of the list has a mask, score.json and score.md; with --submission, for the server
+that scores PASCAL VOC's test list,
+
+    results/VOC2012/Segmentation/comp6_SPLIT_cls/ID.png, packed as comp6_SPLIT_cls.tar.gz
+
+Existing files are kept, so the same command continues a run that was stopped.
 """
 
 import logging
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from segmentation.describe import chosen_by, result_line, result_record
 from segmentation.inference import PUBLISHED_SCALES, Protocol
-from segmentation.label_maps import Outputs, Task, finish_task, make_task
+from segmentation.label_maps import Outputs, Task, finish_task, make_task, run_tasks
+from segmentation.options import CRF_PRESETS, PredictionOptions, trained_with, window_sizes, with_released
 from segmentation.segmenter import Segmenter, load_segmenter
+from segmentation.submission import check_submission, write_submission
 from wsss.checkpoint import check_classes
-from wsss.config import REQUIRED, DataOptions, next_command, option, result_options, run_command
+from wsss.config import next_command, option, result_options, run_command
 from wsss.crf import check_crf_installed
 from wsss.datasets import Dataset, list_pictures, load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
 from wsss.panels import panel_ids, write_label_panels
-from wsss.parallel import CPUS, parallel_map
 from wsss.run import open_run, sha256
 from wsss.score import mask_paths_of, score_masks, write_score
 from wsss.training import amp_dtype, amp_name
 
 log = logging.getLogger(__name__)
 
-CRF_PRESETS = {"voc12": "voc12_segmentation", "folder": "voc12_segmentation", "coco14": "coco14_segmentation"}
 OWNED = ("*.png", ".*.png.tmp", "overlays", "panels", "probabilities", "score.json", "score.md")
+OWNED += ("results", "comp6_*_cls.tar.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataOptions):
+class Config(PredictionOptions):
     data_path: Path | None = option(None, "root folder of the data set; or give --images")
     images: Path | None = option(None, "any pictures: a file, or a folder (its files, not its subfolders)")
-    split: str | None = option(None, "list of pictures (default: the data set's validation list)")
-    checkpoint: Path = option(REQUIRED, "network: a checkpoint of segmentation.train or a released one")
-    backbone: str | None = option(
-        None, "for a released checkpoint, whose shapes fit backbones of different pixel statistics"
-    )
     scales: tuple[float, ...] | None = option(
         None, "sizes of the picture, times the short side (default: 1)", above=0
     )
@@ -67,20 +65,6 @@ class Config(DataOptions):
     flip: bool | None = option(
         None, "also use every scale's mirror (default: where there is more than one scale)"
     )
-    short_side: int | None = option(
-        None, "of the picture at scale 1, pixels (default: as in training, else 520)", minimum=1
-    )
-    window: int | None = option(
-        None, "side of the sliding window, pixels (default: as in training, else 480)", minimum=1
-    )
-    stride: int | None = option(
-        None,
-        "of the window, pixels (default: two thirds of a --window given, else as in training, else 320)",
-        minimum=1,
-    )
-    window_batch: int = option(
-        8, "windows that go through the network at a time", minimum=1, changes_result=False
-    )
     decoder_blocks: str = option(
         "last",
         "last: read the decoder after its last block; fused: 0.8 times the first block's probabilities plus "
@@ -88,23 +72,6 @@ class Config(DataOptions):
         choices=("last", "fused"),
     )
     crf: bool = option(False, "sharpen the result with a dense CRF")
-    crf_preset: str | None = option(
-        None,
-        "CRF settings (default: coco14_segmentation for coco14, else voc12_segmentation)",
-        choices=("voc12_segmentation", "coco14_segmentation"),
-    )
-    max_side: int | None = option(
-        None,
-        "make the probabilities of larger pictures at this longer side, pixels, and enlarge them (default: "
-        "refuse what memory cannot hold)",
-        minimum=1,
-    )
-    amp: str = option(
-        "auto",
-        "mixed precision; auto: bfloat16 on a GPU that has it, float16 on others, off on CPU",
-        choices=("auto", "off", "bfloat16", "float16"),
-    )
-    exif: bool = option(False, "honour the EXIF rotation; by default pixels are taken as stored")
     overlays: str = option(
         "0", "also write overlay PNGs of the first N pictures, or of all", changes_result=False
     )
@@ -117,16 +84,16 @@ class Config(DataOptions):
     probabilities: bool = option(
         False, "also write probabilities: 2 K H W bytes per picture", changes_result=False
     )
-    workers: int = option(
-        min(4, CPUS),
-        "processes for CRF and writing, per process; 0 does both in the command's own",
-        minimum=0,
+    submission: bool = option(
+        False,
+        "voc12: also write results/VOC2012/Segmentation/comp6_SPLIT_cls and pack it for the official server",
         changes_result=False,
     )
 
 
 def main(config: Config) -> None:
     with distributed_session(config.device) as device:
+        config, _ = with_released(config)
         pictures = find_pictures(config)
         model, entries = load_segmenter(config.checkpoint, backbone=config.backbone)
         plan = make_plan(config, pictures, model, entries, device)
@@ -142,6 +109,9 @@ def main(config: Config) -> None:
             report(config, plan, pictures, model, entries)
             kept = len(pictures.paths) - written
             log.info("wrote %d label maps to %s (%d were there already)", written, output_dir, kept)
+            if config.submission:
+                archive = write_submission(output_dir, pictures.paths, pictures.name)
+                log.info("packed %d label maps for the server: %s", len(pictures.paths), archive)
             log.info(last_line(config, plan, pictures))
 
 
@@ -175,10 +145,12 @@ def find_pictures(config: Config) -> Pictures:
             raise UserError("--split: lists belong to a data set (--data-path); leave it out with --images")
         found = Pictures(str(config.images), list_pictures(config.images), {}, None)
     else:
-        spec = load_dataset(config.dataset, config.data_path)
+        spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
         split = config.split or spec.val_split
         paths = {image_id: spec.image_path(image_id) for image_id in spec.image_ids(split)}
         found = Pictures(split, paths, mask_paths_of(spec, split), spec)
+    if config.submission:
+        check_submission(found.spec and found.spec.name, found.name)
     folders = {path.parent for path in (*found.paths.values(), *found.masks.values())}
     if config.output_dir.resolve() in {folder.resolve() for folder in folders}:
         raise UserError(
@@ -193,7 +165,7 @@ def make_plan(config: Config, pictures: Pictures, model: Segmenter, entries: dic
     if pictures.spec is not None:
         check_classes(config.checkpoint, model.num_classes - 1, names, pictures.spec)
         names = pictures.spec.class_names
-    trained = {**entries.get("options", {}), **entries.get("preprocessing", {})}
+    trained = trained_with(entries)
     protocol = make_protocol(config, trained)
     layout = config.dataset if pictures.spec is not None else trained.get("dataset", config.dataset)
     preset = (config.crf_preset or CRF_PRESETS[layout]) if config.crf else None
@@ -201,7 +173,9 @@ def make_plan(config: Config, pictures: Pictures, model: Segmenter, entries: dic
         check_crf_installed()
     dtype = amp_dtype(config.amp, device)
     if pictures.spec is None:
-        identity = result_options(config, leave_out=("multi_scale", "checkpoint", "dataset", "data_path"))
+        identity = result_options(
+            config, leave_out=("multi_scale", "checkpoint", "dataset", "data_path", "voc_masks")
+        )
         identity["images"] = str(config.images.resolve())
     else:
         identity = result_options(config, leave_out=("multi_scale", "checkpoint")) | {"split": pictures.name}
@@ -229,17 +203,9 @@ def make_protocol(config: Config, trained: dict) -> Protocol:
     if config.multi_scale and config.scales:
         raise UserError("--multi-scale: stands for the published --scales; give one of the two")
     scales = PUBLISHED_SCALES if config.multi_scale else config.scales or (1.0,)
-    stride = config.stride or (config.window and max(1, config.window * 2 // 3))
-    given = {"short_side": config.short_side, "window": config.window, "stride": stride}
-    sizes = {name: value or trained.get(name) or getattr(Protocol, name) for name, value in given.items()}
-    if sizes["stride"] > sizes["window"]:
-        raise UserError(
-            f"--stride {sizes['stride']}: leaves gaps between windows of {sizes['window']} pixels; "
-            "give at most the --window"
-        )
     flip = len(scales) > 1 if config.flip is None else config.flip
-    how = {"window_batch": config.window_batch, "decoder_blocks": config.decoder_blocks}
-    return Protocol(scales=tuple(scales), flip=flip, **sizes, **how)
+    sizes = window_sizes(config, trained)
+    return Protocol(scales=tuple(scales), flip=flip, decoder_blocks=config.decoder_blocks, **sizes)
 
 
 def number_of_overlays(text: str) -> int | None:
@@ -262,23 +228,12 @@ def predict(config: Config, plan: Plan, pictures: Pictures, model: Segmenter, ou
     new = sum(outputs.mask in outputs.missing() for outputs in share.values())
     how = {"protocol": plan.protocol, "crf": plan.crf_preset is not None, "amp_dtype": plan.amp_dtype}
     how |= {"max_side": config.max_side, "exif": config.exif}
-    failures = []
 
-    def tasks() -> Iterator[Task]:
-        counts = {"initial": len(share) - len(todo), "total": len(share)}
-        for image_id in tqdm(todo, "predicting", unit="img", disable=rank() != 0, **counts):
-            try:
-                task = make_task(model, pictures.paths[image_id], share[image_id], **how)
-            except UserError as error:
-                failures.append(error)
-                return
-            yield task
+    def make(image_id: str) -> list[Task]:
+        return [make_task(model, pictures.paths[image_id], share[image_id], **how)]
 
     finish = partial(finish_task, crf_preset=plan.crf_preset, class_names=plan.class_names)
-    for _ in parallel_map(finish, tasks(), workers=min(config.workers, len(todo))):
-        pass
-    if failures:
-        raise failures[0]
+    run_tasks(todo, make, finish, workers=config.workers, done=len(share) - len(todo))
     return new
 
 
@@ -334,12 +289,14 @@ def last_line(config: Config, plan: Plan, pictures: Pictures) -> str:
     """What may come next: the published test where this was less, else the score's table."""
     if pictures.spec is None:
         return "done: --overlays all shows label maps over their pictures; existing files are kept"
+    if config.submission and not pictures.masks:
+        return 'done: upload the archive as "comp6" at http://host.robots.ox.ac.uk:8080'
     if plan.crf_preset and len(plan.protocol.scales) > 1:
         table = config.output_dir / "score.md"
         return f"next: {shlex.join(['cat', str(table)])}" if pictures.masks else "done"
     names = ("checkpoint", "backbone", "short_side", "window", "stride", "max_side", "exif")
     same = {name: getattr(config, name) for name in names}
-    published = {"multi_scale": True, "decoder_blocks": "fused", "crf": True}
+    published = {"multi_scale": True, "decoder_blocks": "fused", "crf": True, "submission": config.submission}
     output_dir = config.output_dir.with_name(f"{config.output_dir.name}_multi_crf")
     where = {"split": pictures.name, "output_dir": output_dir}
     return next_command("segmentation.predict", config, **where, **same, **published)

@@ -37,10 +37,16 @@ def test_links_lead_somewhere(page):
             assert anchor in _anchors(path.read_text(encoding="utf8")), f"{page.name}: {target}"
 
 
+def _joined(page) -> str:
+    """A page with continued lines joined, and a subcommand of a package written as the module that it is."""
+    text = page.read_text(encoding="utf8").replace("\\\n", " ")
+    return text.replace("-m wsss.datasets check", "-m wsss.datasets.check")
+
+
 def _shown_commands():
     """(page, module, words) of every ``-m module --option ...`` in pages and scripts."""
     for page in [*PAGES, *SCRIPTS]:
-        text = page.read_text(encoding="utf8").replace("\\\n", " ")
+        text = _joined(page)
         for module, rest in re.findall(r"-m ((?:weaktr|wsss|segmentation)\.[\w.]+)([^\n`|]*)", text):
             yield page.name, module, rest
 
@@ -68,7 +74,7 @@ def test_commands_take_the_options_shown(capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_whole_command_lines_parse(page):
     """Every indented ``python -m`` line of a page, as it stands."""
-    text = page.read_text(encoding="utf8").replace("\\\n", " ")
+    text = _joined(page)
     for line in re.findall(r"^(?: {4})?python (-m (?:weaktr|wsss|segmentation)\..*)$", text, re.M):
         words = shlex.split(line)
         command = importlib.import_module(words[1])

@@ -80,7 +80,7 @@ class Config(DataOptions):
 
 def main(config: Config) -> None:
     with distributed_session(config.device) as device:
-        spec = load_dataset(config.dataset, config.data_path)
+        spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
         split = config.split or spec.train_split
         image_ids = spec.image_ids(split)
         model, entries = load_weaktr(config.checkpoint, backbone=config.backbone, pool=config.pool)

@@ -147,7 +147,7 @@ def read_threshold(config: Config) -> float:
 
 def main(config: Config) -> None:
     threshold = read_threshold(config)
-    dataset = load_dataset(config.dataset, config.data_path)
+    dataset = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
     split = config.split or dataset.train_split
     preset = (config.crf_preset or CRF_PRESETS[config.dataset]) if config.crf else None
     if config.crf:

@@ -155,7 +155,7 @@ def build_weaktr(
         image_size=image_size,
         drop_path=drop_path,
     )
-    model.pixel_mean, model.pixel_std = found.pixel_mean, found.pixel_std
+    model.backbone, model.pixel_mean, model.pixel_std = backbone, found.pixel_mean, found.pixel_std
     return model
 
 
@@ -207,6 +207,8 @@ def load_weaktr(path: Path, *, backbone: str | None = None, pool: str = "max") -
     """
     content = load_checkpoint(path)
     state = unwrap_state(content, path)
+    if any(name.startswith("decoder.") for name in state):
+        raise UserError(f"{path}: is a network of stage 2 (segmentation.train); give one of weaktr.train")
     arguments = content.get("model_args") or _infer_arguments(state, path, backbone, pool)
     try:
         inspect.signature(build_weaktr).bind(**arguments)
@@ -215,6 +217,9 @@ def load_weaktr(path: Path, *, backbone: str | None = None, pool: str = "max") -
             f"{path}: its model_args do not fit this version ({error}); "
             "read it with the version that wrote it, or train again"
         ) from None
+    own = arguments.get("backbone", "deit_small_patch16_224")
+    if backbone not in (None, own):
+        raise UserError(f"{path}: is a {own}, not {backbone}; leave --backbone out")
     model = build_weaktr(**arguments)
     load_strict(model, state, path)
     return model.eval(), {k: v for k, v in content.items() if k not in ("model", "optimizer")}

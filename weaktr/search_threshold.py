@@ -145,7 +145,7 @@ def _cams_turned(cam_dir: Path) -> bool:
 
 
 def main(config: Config) -> None:
-    dataset = load_dataset(config.dataset, config.data_path)
+    dataset = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
     split = config.split or dataset.cam_split
     thresholds = _checked_thresholds(config)
     cams = cams_identity(config.cam_dir)

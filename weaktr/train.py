@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from weaktr.data import ImageLabelDataset, ShardBatchSampler
+from weaktr.describe import chosen_by
 from weaktr.engine import check_scorable, score_cams, train_one_epoch, validate
 from weaktr.model import WeakTr, build_weaktr, start_from_pretrained
 from weaktr.monitor import write_epoch, write_pictures, write_step
@@ -50,7 +51,7 @@ def main(config: Config) -> None:
 
 def train(config: Config, device: torch.device) -> None:
     started = time.time()
-    spec = load_dataset(config.dataset, config.data_path)
+    spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
     plan = make_plan(config, spec, device)
     output_dir = open_run(
         config.output_dir,
@@ -287,17 +288,12 @@ def epoch_line(record: dict) -> str:
 
 
 def summarise(config: Config, plan: Plan, state: dict, output_dir: Path, seconds: float) -> None:
-    best = state["best"]
-    if best["measure"] == "epoch":
-        choice = f"the last epoch, {best['epoch']}"
-    else:
-        every = f", every {best['every']}th picture" if best["every"] > 1 else ""
-        on_masks = "; chosen on masks" if best["measure"] == "cam_miou" else ""
-        value = f"{best['measure']} {100 * best['score']:.2f}%"
-        choice = f"epoch {best['epoch']}, {value} on {best['split']}{every}{on_masks}"
     log.info("%s", epoch_line(state["history"][-1]))
     log.info(
-        "wrote %s (%s), last.pth, log.jsonl, tensorboard/ in %.0f s", output_dir / "best.pth", choice, seconds
+        "wrote %s (%s), last.pth, log.jsonl, tensorboard/ in %.0f s",
+        output_dir / "best.pth",
+        chosen_by(state),
+        seconds,
     )
     split = plan.train_split
     where = {"split": split, "output_dir": output_dir.parent / "cams" / split_name(split)}

@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
@@ -15,16 +15,37 @@ from torch import Tensor, nn
 from wsss.errors import UserError
 from wsss.io import atomic_write
 
-# What a released pickle may hold besides tensors and plain values. numpy 2.0 moved ``scalar``; older files
-# use its old address.
+# What a released pickle may hold besides tensors and plain values: argparse namespaces, with paths in them,
+# and numpy's numbers and arrays of numbers. Also by their addresses in other versions' files: numpy 2.0 moved
+# its functions, Python 3.13 its paths. Paths become pure ones: of any system, without access to files.
 _NUMPY_DTYPES = [type(np.dtype(t)) for t in "?bBhHiIlLqQefd"]
+_NUMPY_FUNCTIONS = [np._core.multiarray.scalar, np._core.multiarray._reconstruct]
+_PATHS = {
+    "PosixPath": PurePosixPath,
+    "PurePosixPath": PurePosixPath,
+    "WindowsPath": PureWindowsPath,
+    "PureWindowsPath": PureWindowsPath,
+}
 _ALLOWED = [
     argparse.Namespace,
     np.dtype,
+    np.ndarray,
     *_NUMPY_DTYPES,
-    np._core.multiarray.scalar,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    *_NUMPY_FUNCTIONS,
+    *((function, f"numpy.core.multiarray.{function.__name__}") for function in _NUMPY_FUNCTIONS),
+    *(
+        (kind, f"{module}.{name}")
+        for name, kind in _PATHS.items()
+        for module in ("pathlib", "pathlib._local")
+    ),
 ]
+
+# A tensor that only networks of the kind have, by the beginning of its name.
+_KINDS = {
+    "adaptive_attention_fusion.": "weaktr",
+    "decoder.cls_emb": "segmentation",
+    "pretrained.model.": "getam",
+}
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -40,8 +61,8 @@ def save_checkpoint(path: Path, content: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint onto the CPU.
 
-    Only tensors, plain values, ``argparse.Namespace`` and numpy scalars are accepted; nothing else in the
-    file is ever executed. ``.safetensors`` files are read as a bare state dict.
+    Only tensors, plain values, ``argparse.Namespace``, paths and numpy's numbers are accepted; nothing else
+    is ever executed. ``.safetensors`` files are read as a bare state dict.
 
     Raises:
         UserError: Missing, truncated, not a checkpoint, or holding anything outside the allow-list.
@@ -62,7 +83,7 @@ def load_checkpoint(path: Path) -> dict:
         held = f" (it holds {named[1]})" if named else ""
         raise UserError(
             f"{path}: refused, not a plain checkpoint{held}; "
-            "only tensors, plain values, argparse namespaces and numpy scalars are read"
+            "only tensors, plain values, argparse namespaces, paths and numpy's numbers are read"
         ) from error
     except OSError:
         raise
@@ -84,6 +105,26 @@ def unwrap_state(content: Mapping, source) -> dict[str, Tensor]:
     if not state:
         raise UserError(f"{source}: holds no tensors; check that it is a weights file")
     return state
+
+
+def checkpoint_kind(state: Mapping[str, Tensor], source="checkpoint") -> str:
+    """The network of a state dict, by its names: ``"weaktr"`` (stage 1), ``"segmentation"`` or ``"getam"``.
+
+    Args:
+        state: Of ``unwrap_state``.
+        source: Named in the error.
+
+    Raises:
+        UserError: Of none of the three.
+    """
+    for name in state:
+        for beginning, kind in _KINDS.items():
+            if name.startswith(beginning):
+                return kind
+    raise UserError(
+        f"{source}: no network of stage 1, stage 2 or GETAM (its first tensor is {next(iter(state), None)}); "
+        "give a checkpoint of weaktr.train, of segmentation.train, or a released one"
+    )
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source) -> None:

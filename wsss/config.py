@@ -29,6 +29,7 @@ from pathlib import Path
 from wsss.errors import UserError
 
 REQUIRED = dataclasses.MISSING
+VOC_MASKS = ("SegmentationClassAug", "SegmentationClass")  # published scores: the first, for every list
 
 
 def option(
@@ -59,13 +60,22 @@ def option(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Options that every command takes."""
+class DataSource:
+    """Options that name a data set."""
 
     dataset: str = option(
         "folder", "layout of the data, see docs/data.md", choices=("voc12", "coco14", "folder")
     )
     data_path: Path = option(REQUIRED, "root folder of the data set")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(DataSource):
+    """Options that every command takes which reads a data set and writes an output folder."""
+
+    voc_masks: str = option(
+        VOC_MASKS[0], "of voc12: the folder of true masks that scores are measured on", choices=VOC_MASKS
+    )
     output_dir: Path = option(REQUIRED, "folder that receives everything the command writes")
     device: str = option(
         "auto", "where tensors live; auto takes the GPU if there is one", choices=("auto", "cpu", "cuda")
@@ -111,6 +121,7 @@ def _number(kind: type, *, minimum, maximum, above):
 
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind) -> None:
     kind = _unwrap_optional(kind)
+    name = field.name.rstrip("_")  # from_ becomes --from, which is no name in Python
     required = field.default is dataclasses.MISSING
     default = None if required else field.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
@@ -127,8 +138,8 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field, kind)
     if kind in (int, float):
         arguments["type"] = _number(kind, **field.metadata["range"])
     if kind is not bool and arguments.get("choices") is None:
-        arguments["metavar"] = "DIR" if field.name.endswith("_dir") else field.name.split("_")[-1].upper()
-    parser.add_argument("--" + field.name.replace("_", "-"), **arguments)
+        arguments["metavar"] = "DIR" if name.endswith("_dir") else name.split("_")[-1].upper()
+    parser.add_argument("--" + name.replace("_", "-"), **arguments)
 
 
 def _as_started(module: str) -> str:
@@ -166,6 +177,8 @@ def as_plain(config) -> dict:
 def result_options(config, *, leave_out: tuple[str, ...] = ()) -> dict:
     """The options that decide what is computed: what two runs in one output folder must share."""
     skip = {"output_dir", "device", *leave_out}
+    if getattr(config, "dataset", None) != "voc12":
+        skip.add("voc_masks")  # decides nothing there
     skip |= {f.name for f in dataclasses.fields(config) if not f.metadata.get("changes_result", True)}
     found = {k: v for k, v in as_plain(config).items() if k not in skip}
     paths = {f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), Path)}
@@ -179,6 +192,8 @@ def next_command(module: str, config: DataOptions, **options) -> str:
     An option that is True becomes its bare name; None and False are left out.
     """
     words = ["python", "-m", module, "--dataset", config.dataset, "--data-path", config.data_path]
+    if config.voc_masks != VOC_MASKS[0]:
+        words += ["--voc-masks", config.voc_masks]
     for name, value in options.items():
         if value is True:
             words.append(f"--{name.replace('_', '-')}")

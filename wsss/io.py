@@ -159,6 +159,18 @@ def read_image(path: Path, *, exif: bool = False) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture as stored, from its header: damage behind that is not seen.
+
+    Raises:
+        UserError: As ``read_image``, as far as the header tells.
+    """
+    image = _load_picture(path, pixels=False)
+    width, height = image.size
+    turned = image.info.get("turned_by_tiff") in (5, 6, 7, 8)  # Pillow gives the size that loading would
+    return (width, height) if turned else (height, width)
+
+
 def read_mask(path: Path) -> np.ndarray:
     """Read a label map as class indices, uint8 (H, W).
 
@@ -246,8 +258,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
             Image.fromarray(image).save(temporary, format="JPEG", quality=95)
 
 
-def _load_picture(path: Path) -> Image.Image:
-    """The decoded picture; every way a file can be bad becomes a UserError."""
+def _load_picture(path: Path, *, pixels: bool = True) -> Image.Image:
+    """The picture, decoded unless ``pixels`` is False; every way a file can be bad becomes a UserError."""
     path = Path(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
@@ -257,7 +269,8 @@ def _load_picture(path: Path) -> Image.Image:
                 image.info["raw_mode"] = image.tile[0][3]
             if image.format == "TIFF":  # the one format that Pillow turns by itself while it loads
                 image.info["turned_by_tiff"] = image.getexif().get(0x0112)
-            image.load()
+            if pixels:
+                image.load()
             return image
     except MemoryError:
         raise

@@ -21,6 +21,7 @@ from wsss.io import read_mask, write_json, write_text
 from wsss.metrics import ConfusionMatrix, Scores
 from wsss.parallel import parallel_map
 from wsss.run import open_run
+from wsss.tables import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -136,18 +137,8 @@ def score_table(scores: Scores, class_names: Sequence[str]) -> str:
         if not np.isnan(scores.iou[k]):
             rows.append((name, *(percent(getattr(scores, field)[k]) for field, _ in COLUMNS.values())))
     rows.append(("mean", *(percent(getattr(scores, mean)) for _, mean in COLUMNS.values())))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = max(widths[0], len("pixel accuracy"))
-    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join(
-        "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-    ) + "|"  # fmt: skip
-    accuracy = _aligned(("pixel accuracy", percent(scores.pixel_accuracy), "", "", "", ""), widths)
-    return "\n".join([lines[0], rule, *lines[1:], "| " + " | ".join(accuracy) + " |"])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+    rows.append(("pixel accuracy", percent(scores.pixel_accuracy), *[""] * (len(COLUMNS) - 1)))
+    return "\n".join(markdown_table(rows))
 
 
 def score_notes(confusion: ConfusionMatrix, class_names: Sequence[str]) -> list[str]:
@@ -175,20 +166,32 @@ def write_score(
     """
     scores = confusion.scores()
     notes = score_notes(confusion, class_names)
-    table = score_table(scores, class_names)
-    write_json(Path(output_dir) / "score.json", about | score_record(scores, class_names) | {"notes": notes})
-    head = [
-        f"- {key.replace('_', ' ')}: {value}" for key, value in about.items() if not isinstance(value, dict)
-    ]
-    body = ["# Score", "", *head, "", "Percent; means over the classes present.", "", table]
-    write_text(Path(output_dir) / "score.md", "\n".join([*body, *(f"\n{note}" for note in notes)]) + "\n")
-    for line in (*table.split("\n"), *notes):
+    save_score(output_dir, scores, class_names, about, notes)
+    for line in (*score_table(scores, class_names).split("\n"), *notes):
         log.info(line)
     return scores
 
 
+def save_score(
+    output_dir: Path, scores: Scores, class_names: Sequence[str], about: dict, notes: Sequence[str] = ()
+) -> None:
+    """``write_score`` without the log, for scores that are known.
+
+    Args:
+        notes: Of ``score_notes``.
+    """
+    record = about | score_record(scores, class_names) | {"notes": list(notes)}
+    write_json(Path(output_dir) / "score.json", record)
+    head = [
+        f"- {key.replace('_', ' ')}: {value}" for key, value in about.items() if not isinstance(value, dict)
+    ]
+    table = score_table(scores, class_names)
+    body = ["# Score", "", *head, "", "Percent; means over the classes present.", "", table]
+    write_text(Path(output_dir) / "score.md", "\n".join([*body, *(f"\n{note}" for note in notes)]) + "\n")
+
+
 def main(config: Config) -> None:
-    dataset = load_dataset(config.dataset, config.data_path)
+    dataset = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
     split = config.split or dataset.val_split
     mask_paths = mask_paths_of(dataset, split, config.mask_dir)
     if not mask_paths:

@@ -7,9 +7,7 @@ data/voc_animals/. Needs JPEGImages, Annotations and SegmentationClassAug; takes
 Running it again repeats the work and gives the same files.
 """
 
-import errno
 import logging
-import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from wsss.datasets import VOC_CLASSES, Dataset, load_dataset
 from wsss.errors import UserError
 from wsss.io import atomic_write, read_image, read_lines, read_mask, write_mask, write_text
 from wsss.labels import check_id, read_voc_xml
+from wsss.prepare.files import hard_link
 
 log = logging.getLogger(__name__)
 
@@ -134,18 +133,8 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
         with atomic_write(target) as temporary:
             shutil.copyfile(source, temporary)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.samefile(source):
-        return
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise UserError(f"{target}: cannot be hard-linked ({error.strerror}); leave --link out") from None
-        raise
-    temporary.replace(target)
+    if problem := hard_link(source, target):
+        raise UserError(f"{target}: cannot be hard-linked ({problem}); leave --link out")
 
 
 def compare_folders(made: Path, reference: Path) -> list[str]:

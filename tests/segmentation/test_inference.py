@@ -206,7 +206,7 @@ def test_windows_at_a_time_have_no_effect(model, window_batch):
         found = sliding_window_probs(model, images, **SMALL, output_size=(41, 56), window_batch=window_batch)
         hook.remove()
         expected = sliding_window_probs(model, images, **SMALL, output_size=(41, 56), window_batch=3)
-    assert (found - expected).abs().max() <= 1e-6
+    assert (found - expected).abs().max() <= 1e-5  # last digits depend on the batch's size on some processors
     windows = 2 * 3 * 3
     full, rest = divmod(windows, window_batch)
     assert sizes == [window_batch] * full + [rest] * (rest > 0)

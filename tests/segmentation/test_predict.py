@@ -481,7 +481,7 @@ def test_checkpoint_of_other_classes(miniature, checkpoint, tmp_path, capsys):
     line = error_line(capsys, *command)
     assert "other.pth" in line and "5 classes" in line and "has 3" in line
     line = error_line(capsys, *command[:3], "--checkpoint", tmp_path / "none.pth", *command[5:])
-    assert "none.pth: no such checkpoint" in line
+    assert "none.pth: neither a file nor a released name" in line
     assert not (tmp_path / "out").exists()
 
 

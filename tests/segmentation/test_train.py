@@ -207,6 +207,32 @@ def test_without_true_masks_the_last_is_the_result(miniature, miniature_without_
     assert "no masks to evaluate on" in printed and "last.pth --split val" in printed
 
 
+def test_grey_masks_are_as_good_as_palette_ones(miniature, tmp_path):
+    """Published pseudo-masks are grey (mode L) index PNGs: the same training, and the same score."""
+    folders = {"L": tmp_path / "masks" / "released", "P": tmp_path / "masks" / "ours"}
+    for path in (miniature / "masks").iterdir():
+        labels = np.array(Image.open(path))
+        labels[labels == 255] = 0  # there is no 255 in pseudo-masks
+        for mode, folder in folders.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(labels)
+            if mode == "P":
+                image.putpalette([255, 0, 0] * 256)
+            image.save(folder / path.name)
+            assert Image.open(folder / path.name).mode == mode
+    options = ("--data-path", miniature, *SEGMENTER_OPTIONS, "--iterations", 2, "--overlays", 0)
+    losses, scores = [], []
+    for mode, masks in folders.items():
+        out = tmp_path / mode
+        run_here("segmentation.train", *options, "--mask-dir", masks, "--output-dir", out)
+        losses.append([r["loss"] for r in _records(out)])
+        common = ("--data-path", miniature, "--split", "train", "--workers", 0)
+        run_here("wsss.score", *common, "--pred-dir", masks, "--output-dir", out / "score")
+        scores.append(json.loads((out / "score" / "score.json").read_text())["mean_iou"])
+    assert losses[0] == losses[1] and len(losses[0]) >= 1
+    assert scores == [1.0, 1.0]
+
+
 def test_no_clipping_is_plain_cross_entropy(miniature, tmp_path):
     options = ("--data-path", miniature, *SEGMENTER_OPTIONS, "--iterations", 3, "--overlays", 0)
     run_here("segmentation.train", *options, "--output-dir", tmp_path / "none", "--no-gradient-clipping")

@@ -1,7 +1,7 @@
 """Options from dataclasses, and errors as one line."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,18 @@ def test_types_and_defaults():
     assert config.data_path == Path("d") and config.dataset == "folder" and config.device == "auto"
     changed = parse(Config, [*NEEDED, "--scales", "0.5", "--no-flip", "--limit", "3", "--kind", "b"])
     assert (changed.scales, changed.flip, changed.limit, changed.kind) == ((0.5,), False, 3, "b")
+
+
+def test_names_that_python_reserves(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Reserved:
+        from_: tuple[Path, ...] | None = option(None, "folders")
+
+    assert parse(Reserved, ["--from", "a", "b"]).from_ == (Path("a"), Path("b"))
+    assert parse(Reserved, []).from_ is None
+    with pytest.raises(SystemExit):
+        parse(Reserved, ["--help"])
+    assert "--from FROM [FROM ...]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,17 @@ def test_result_options_leave_out_what_may_change_between_starts():
     assert one != result_options(parse(Config, [*NEEDED, "--no-flip"]))
 
 
+def test_voc_masks_decide_the_result_of_voc_only():
+    voc = ["--dataset", "voc12"]
+    own = ["--voc-masks", "SegmentationClass"]
+    found = [result_options(parse(Config, [*NEEDED, *more])) for more in (voc, voc + own)]
+    assert [f["voc_masks"] for f in found] == ["SegmentationClassAug", "SegmentationClass"]
+    for layout in ("folder", "coco14"):
+        assert "voc_masks" not in result_options(parse(Config, [*NEEDED, "--dataset", layout]))
+    with pytest.raises(SystemExit):
+        parse(Config, [*NEEDED, "--voc-masks", "masks"])
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -123,3 +146,7 @@ def test_next_command_can_be_pasted():
     assert found == line
     found = next_command("weaktr.make_masks", config, cam_dir="c", exif=True, crf=False, overlays=0)
     assert found == f"{line} --exif --overlays 0"
+    config = parse(Config, ["--data-path", "d", "--output-dir", "o", "--dataset", "voc12"])
+    assert "--voc-masks" not in next_command("wsss.score", config)
+    config = replace(config, voc_masks="SegmentationClass")
+    assert next_command("wsss.score", config).endswith("--data-path d --voc-masks SegmentationClass")

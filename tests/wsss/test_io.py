@@ -371,3 +371,23 @@ def test_bad_json_is_named_with_its_line(tmp_path):
     assert refusal(io.read_json, path).startswith(f"{path}, line 2: not valid JSON")
     path.write_text("[" * 100_000)
     assert str(path) in refusal(io.read_json, path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_size_from_the_header_is_that_of_the_pixels(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (6, 4)).save(tmp_path / f"a{suffix}", exif=exif)
+    assert io.read_size(tmp_path / f"a{suffix}") == (4, 6) == io.read_image(tmp_path / f"a{suffix}").shape[:2]
+
+
+def test_size_needs_no_whole_picture(tmp_path):
+    Image.effect_noise((600, 400), 90).save(path := tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:5000])
+    assert io.read_size(path) == (400, 600)
+    with pytest.raises(UserError, match="damaged or truncated"):
+        io.read_image(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="not a picture of a known kind"):
+        io.read_size(path)

@@ -1,4 +1,4 @@
-"""The three layouts on miniature trees, and every bad input with its line."""
+"""The folder layout, and every bad input with its line."""
 
 import json
 import os
@@ -7,57 +7,11 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from wsss import datasets
-from wsss.datasets import COCO_CLASSES, VOC_CLASSES, load_dataset, split_name
+from tests.wsss.datasets.trees import mask, picture, refusal, text, voc_xml
+from wsss.datasets import base, load_dataset, split_name
 from wsss.errors import UserError
-from wsss.io import write_mask
-from wsss.labels import COCO_UNUSED, check_id, read_coco_json, read_voc_xml
-
-
-def picture(path, size=(6, 4)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}.get(path.suffix.lower())
-    Image.new("RGB", size).save(path, format=kind or path.suffix[1:].upper())
-
-
-def text(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf8"))
-
-
-def mask(path):
-    write_mask(path, np.zeros((4, 6), np.uint8))
-
-
-def refusal(function, *arguments):
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def multi_hot(classes, indices):
-    vector = np.zeros(classes, np.float32)
-    vector[indices] = 1
-    return vector
-
-
-# ------------------------------------------------------------------------------------------------ folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes, pictures a..d, lists train = a b c, val = d."""
-    text(tmp_path / "classes.txt", "cat\ncow\ndog\n")
-    for name in ("a.jpg", "b.png", "c.JPEG", "d.bmp"):
-        picture(tmp_path / "images" / name)
-    text(tmp_path / "labels.csv", "image,labels\na,cat\nb,dog;cow\nc,\nd,dog\n")
-    text(tmp_path / "train.txt", "a\nb\nc\n")
-    text(tmp_path / "val.txt", "d\n")
-    return tmp_path
+from wsss.labels import check_id
 
 
 def test_folder(folder):
@@ -137,7 +91,7 @@ def test_pictures_are_found_by_one_listing(folder, monkeypatch):
     data = load_dataset("folder", folder)
     listed = []
     real = os.listdir
-    monkeypatch.setattr(datasets.os, "listdir", lambda path: listed.append(path) or real(path))
+    monkeypatch.setattr(base.os, "listdir", lambda path: listed.append(path) or real(path))
     data.image_ids("train"), data.image_ids("val"), data.image_ids("all")
     assert listed == [folder, folder / "images"]
 
@@ -301,7 +255,11 @@ def test_bad_lists(folder, content, line):
 def test_empty_and_unknown_lists(folder):
     text(folder / "train.txt", "\n \r\n")
     data = load_dataset("folder", folder)
-    assert refusal(data.image_ids, "train") == f"{folder}: list 'train' is empty; write one id per line"
+    message = f"{folder}: list 'train' is empty; write {folder}/train.txt, one id (picture name without its "
+    assert refusal(data.image_ids, "train").startswith(message)
+    text(folder / "sub" / "none.txt", "\n")
+    message = refusal(data.image_ids, str(folder / "sub" / "none.txt"))
+    assert message.endswith("none.txt' is empty; write one id per line")
     message = refusal(data.image_ids, "test")
     assert message.startswith(
         f"{folder}: has no list 'test' (there are: train, val, all); write {folder}/test.txt"
@@ -365,217 +323,6 @@ def test_missing_roots(folder, tmp_path):
     assert refusal(load_dataset, "folder", empty).startswith(f"{empty / 'images'}: no such folder")
     assert refusal(load_dataset, "voc12", empty).startswith(f"{empty}: no JPEGImages in it")
     assert refusal(load_dataset, "coco14", empty).startswith(f"{empty}: no folder images")
-
-
-# ------------------------------------------------------------------------------------------------- VOC12
-
-
-def voc_xml(names, extra=""):
-    objects = "".join(
-        f"<object><name>{name}</name><difficult>{n % 2}</difficult>"
-        "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
-        for n, name in enumerate(names)
-    )
-    return f"<annotation><folder>VOC2012</folder><source><name>x</name></source>{objects}{extra}</annotation>"
-
-
-@pytest.fixture
-def voc(tmp_path):
-    root = tmp_path / "VOCdevkit" / "VOC2012"
-    ids = [f"2007_00000{i}" for i in range(1, 8)]
-    for image_id in ids:
-        picture(root / "JPEGImages" / f"{image_id}.jpg")
-        text(root / "Annotations" / f"{image_id}.xml", voc_xml(["person", "aeroplane", "person"]))
-    for image_id in ids[:6][::-1]:  # 1..6 have a mask, 7 has none
-        mask(root / "SegmentationClassAug" / f"{image_id}.png")
-    text(root / "ImageSets/Segmentation/train.txt", f"{ids[0]}\n{ids[1]}\n")
-    text(root / "ImageSets/Segmentation/val.txt", f"{ids[2]}\n{ids[3]}\n")
-    return tmp_path
-
-
-def test_voc(voc):
-    ids = [f"2007_00000{i}" for i in range(1, 8)]
-    for root in (voc, voc / "VOCdevkit", voc / "VOCdevkit" / "VOC2012"):
-        data = load_dataset("voc12", root)
-        assert data.root == voc / "VOCdevkit" / "VOC2012"
-        assert data.splits == ("train", "val", "train_aug")
-        assert data.image_ids("train") == ids[:2]
-        assert data.image_ids("val") == ids[2:4]
-        assert data.image_ids("train_aug") == ids[:2] + ids[4:6]
-    assert (data.name, data.class_names, data.num_fg_classes) == ("voc12", VOC_CLASSES, 20)
-    assert (data.train_split, data.cam_split, data.val_split) == ("train_aug", "train", "val")
-    assert data.image_path(ids[0]) == data.root / "JPEGImages" / f"{ids[0]}.jpg"
-    assert data.mask_path(ids[0]) == data.root / "SegmentationClassAug" / f"{ids[0]}.png"
-    assert data.has_masks("train_aug")
-    np.testing.assert_array_equal(data.labels(ids[0]), multi_hot(20, [0, 14]))
-    assert data.check_image_labels("train_aug") == 0
-
-
-def test_voc_class_order():
-    assert len(VOC_CLASSES) == 20
-    assert [VOC_CLASSES[i] for i in (0, 7, 11, 14, 19)] == ["aeroplane", "cat", "dog", "person", "tvmonitor"]
-
-
-def test_voc_parts_do_not_count_and_difficult_objects_do(tmp_path):
-    """A part's name may itself be a class name: only direct children of the annotation's objects count."""
-    part = "<object><part><name>cat</name></part><name>dog</name><difficult>1</difficult></object>"
-    text(tmp_path / "a.xml", voc_xml(["cow"], part))
-    assert [VOC_CLASSES[i] for i in read_voc_xml(tmp_path / "a.xml", VOC_CLASSES)] == ["cow", "dog"]
-
-
-def test_xml_declares_its_own_encoding(tmp_path):
-    text(
-        tmp_path / "a.xml",
-        ('<?xml version="1.0" encoding="ISO-8859-1"?>' + voc_xml(["Kühe"])).encode("latin-1"),
-    )
-    text(tmp_path / "b.xml", b"\xef\xbb\xbf" + voc_xml(["Kühe"]).encode())
-    assert read_voc_xml(tmp_path / "a.xml", ("Kühe",)) == read_voc_xml(tmp_path / "b.xml", ("Kühe",)) == (0,)
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("<annotation><object>", ": not valid XML"),
-        ("", ": not valid XML"),
-        ('<?xml version="1.0" encoding="nonsense"?><annotation/>', ": not valid XML"),
-        ("<html></html>", ": root element <html>"),
-        (voc_xml(["zebra"]), ": unknown class 'zebra'"),
-        ("<annotation><object></object></annotation>", ": unknown class ''"),
-    ],
-)
-def test_bad_xml(voc, content, line):
-    path = voc / "VOCdevkit/VOC2012/Annotations/2007_000002.xml"
-    text(path, content)
-    message = refusal(load_dataset("voc12", voc).check_image_labels, "train")
-    assert message.startswith(f"{path}{line}")
-
-
-def test_voc_incomplete_trees(voc):
-    root = voc / "VOCdevkit" / "VOC2012"
-    assert "put" in refusal(load_dataset("voc12", voc).image_ids, "test")
-    (root / "JPEGImages" / "2007_000005.jpg").unlink()
-    message = refusal(load_dataset("voc12", voc).image_ids, "train_aug")
-    assert message.startswith(
-        f"{root / 'SegmentationClassAug/2007_000005.png'}: id '2007_000005' has no picture"
-    )
-    (root / "SegmentationClassAug").rename(root / "elsewhere")
-    data = load_dataset("voc12", voc)
-    assert data.splits == ("train", "val")
-    assert "SegmentationClassAug" in refusal(data.image_ids, "train_aug")
-    assert not data.has_masks("val")
-    (root / "Annotations" / "2007_000001.xml").unlink()
-    assert refusal(data.labels, "2007_000001").startswith(
-        f"{root / 'Annotations/2007_000001.xml'}: no such file"
-    )
-
-
-# ------------------------------------------------------------------------------------------------ COCO14
-
-
-def coco_json(images, annotations):
-    return json.dumps(
-        {
-            "images": [{"id": i, "file_name": f"COCO_x_{i:012d}.jpg"} for i in images],
-            "annotations": [
-                {"id": n, "image_id": i, "category_id": c, "iscrowd": crowd, "segmentation": [[0.0, 1.0]]}
-                for n, (i, c, crowd) in enumerate(annotations)
-            ],
-            "categories": [{"id": 1, "name": "person"}],
-        }
-    )
-
-
-@pytest.fixture(params=["renamed", "official"])
-def coco(tmp_path, request):
-    """Train: image 9 (dog, person; the person a crowd only), 25 (none), 7 (toothbrush). Val: 42 (person)."""
-    for part, numbers in (("train", (9, 25, 7)), ("val", (42,))):
-        for number in numbers:
-            name = f"{number:012d}.jpg"
-            official = tmp_path / f"{part}2014" / f"COCO_{part}2014_{name}"
-            picture(official if request.param == "official" else tmp_path / "images" / name)
-    train = coco_json([9, 25, 7], [(9, 18, 0), (9, 18, 0), (9, 1, 1), (7, 90, 0)])
-    text(tmp_path / "annotations/instances_train2014.json", train)
-    text(tmp_path / "annotations/instances_val2014.json", coco_json([42], [(42, 1, 0)]))
-    return tmp_path
-
-
-def test_coco(coco):
-    data = load_dataset("coco14", coco)
-    assert (data.name, data.num_fg_classes, data.class_names) == ("coco14", 90, COCO_CLASSES)
-    assert (data.train_split, data.cam_split, data.val_split) == ("train", "train_1250", "val")
-    assert data.splits == ("train", "val", "train_1250", "val_5000")
-    assert data.image_ids("train") == ["000000000007", "000000000009"]  # 25 has no annotation
-    assert data.image_ids("val") == data.image_ids("val_5000") == ["000000000042"]
-    assert data.image_ids("train_1250") == data.image_ids("train")  # fewer than 1,250: all of them
-    assert data.image_path("000000000009").is_file()
-    assert data.mask_path("000000000009") == coco / "masks" / "000000000009.png"
-    assert not data.has_masks("train")
-    np.testing.assert_array_equal(data.labels("000000000009"), multi_hot(90, [0, 17]))
-    np.testing.assert_array_equal(data.labels("000000000007"), multi_hot(90, [89]))
-    np.testing.assert_array_equal(data.labels("000000000025"), multi_hot(90, []))
-    np.testing.assert_array_equal(data.labels("000000000042"), multi_hot(90, [0]))
-    assert data.check_image_labels("train") == 0
-
-
-def test_coco_reads_only_the_part_it_needs(coco):
-    text(coco / "annotations/instances_val2014.json", "damaged")
-    data = load_dataset("coco14", coco)
-    assert data.check_image_labels("train") == 0
-    assert str(coco / "annotations/instances_val2014.json") in refusal(data.image_ids, "val")
-
-
-def test_coco_classes():
-    """Names at the ids that COCO documents, and placeholders at the ten it never uses."""
-    known = {1: "person", 13: "stop sign", 18: "dog", 27: "backpack", 44: "bottle", 67: "dining table"}
-    known |= {70: "toilet", 72: "tv", 84: "book", 90: "toothbrush", 12: "unused_12", 83: "unused_83"}
-    assert {i: COCO_CLASSES[i - 1] for i in known} == known
-    assert [i for i in range(1, 91) if COCO_CLASSES[i - 1] == f"unused_{i}"] == list(COCO_UNUSED)
-    assert len(set(COCO_CLASSES)) == 90
-
-
-def test_coco_subset_is_a_fixed_draw(tmp_path):
-    numbers = range(1, 2001)
-    text(tmp_path / "annotations/instances_train2014.json", coco_json(numbers, [(i, 1, 0) for i in numbers]))
-    (tmp_path / "images").mkdir()
-    for number in numbers:
-        (tmp_path / "images" / f"{number:012d}.jpg").touch()
-    data = load_dataset("coco14", tmp_path)
-    subset = data.image_ids("train_1250")
-    expected = np.random.RandomState(504).permutation([f"{i:012d}" for i in numbers])[:1250]
-    assert subset == sorted(expected)
-    assert len(set(subset)) == 1250
-    # As first drawn: a NumPy release must not change it.
-    assert [int(i) for i in subset[:8]] == [1, 3, 4, 5, 8, 9, 11, 13]
-    assert data.splits == ("train", "train_1250")
-    assert "put" in refusal(data.image_ids, "val")
-
-
-def test_coco_missing_picture(coco):
-    (path := load_dataset("coco14", coco).image_path("000000000009")).unlink()
-    data = load_dataset("coco14", coco)
-    message = refusal(data.image_ids, "train")
-    assert message.startswith(
-        f"{coco / 'annotations/instances_train2014.json'}: image 000000000009 has no picture"
-    )
-    assert "000000000009" in refusal(data.image_path, path.stem[-12:])
-    assert "no image 'x'" in refusal(data.labels, "x")
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("{", ", line 1: not valid JSON"),
-        ("[]", ": not a COCO instances file"),
-        ('{"images": []}', ": not a COCO instances file (KeyError: 'annotations')"),
-        (coco_json([1], [(2, 1, 0)]), ": not a COCO instances file (KeyError: 2)"),
-        (coco_json([1], [(1, 12, 0)]), ": annotation 0 has category 12, which COCO does not have"),
-        (coco_json([1], [(1, 91, 0)]), ": annotation 0 has category 91, which COCO does not have"),
-        ('{"images": [{"id": 1}], "annotations": [{"category_id": [], "image_id": 1}]}', ": not a COCO"),
-    ],
-)
-def test_bad_coco_json(tmp_path, content, line):
-    text(tmp_path / "a.json", content)
-    assert refusal(read_coco_json, tmp_path / "a.json").startswith(f"{tmp_path / 'a.json'}{line}")
 
 
 # --------------------------------------------------------------------------------------------- real data

@@ -1,0 +1,1 @@
+"""Official data sets, from archives or folders to the layouts of docs/data.md."""
