@@ -34,13 +34,16 @@ def filter_values(features: Tensor, values: Tensor) -> Tensor:
         (N, K).
     """
     features = features - features.mean(0)  # smaller numbers, better differences
-    halves = features.square().sum(1) / 2
+    halves = features.square().sum(1, keepdim=True) / 2
     rows = max(1, CHUNKS[features.device.type] // len(features))
-    parts = []
-    for chunk, half in zip(features.split(rows), halves.split(rows), strict=True):
-        exponents = torch.addmm(-halves[None], chunk, features.T).sub_(half[:, None])
-        parts.append(exponents.clamp_(-FAR, 0).exp_() @ values)
-    return torch.cat(parts)
+    filtered = torch.zeros_like(values)
+    for start in range(0, len(features), rows):  # W is symmetric: each chunk of rows from the diagonal on
+        own, rest = slice(start, start + rows), slice(start, None)
+        W = torch.addmm(-halves[rest].T, features[own], features[rest].T).sub_(halves[own])
+        W = W.clamp_(-FAR, 0).exp_()
+        filtered[own] += W @ values[rest]
+        filtered[start + rows :] += W[:, rows:].T @ values[own]
+    return filtered
 
 
 def energy_gate(probs: Tensor, crop_mask: Tensor, labels: Tensor) -> Tensor:
