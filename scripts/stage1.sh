@@ -3,11 +3,12 @@
 #
 #   bash scripts/stage1.sh DATASET DATA OUT        DATASET: voc12, coco14 or folder (docs/data.md)
 #
-# Needs    the packages (installed on first use, scripts/env.sh), and ImageNet weights: a folder of files named
-#          like the backbone (PRETRAINED=DIR), one file (PRETRAINED_WEIGHTS=FILE), or the network, where timm's
-#          hub delivers the published ones. Masks are needed only for scores and for choosing the threshold.
-# Writes   OUT/train, OUT/cams/SPLIT, OUT/threshold, OUT/masks/SPLIT, OUT/score/SPLIT (docs/formats.md).
-# Resumes  Run the same line again: every step continues or keeps what it finished.
+# Needs    the packages (installed on first use, scripts/env.sh), and ImageNet weights: a file named like the
+#          backbone in the folder PRETRAINED or in checkpoints/imagenet, or PRETRAINED_WEIGHTS=FILE, or the network,
+#          where timm's hub delivers the published ones. Masks are needed only for scores and for the threshold.
+# Writes   OUT/train, OUT/cams/SPLIT, OUT/threshold, OUT/masks/SPLIT with its score, and OUT/score/SPLIT where the
+#          published score is that of a part of the training list (docs/formats.md).
+# Resumes  Run the same line again: steps that are done are left out, the one that was stopped continues.
 # Expect   mIoU of the pseudo-masks (CAM + CRF) on the training pictures that have masks:
 #            voc12   69.4 published (train, 1,464 pictures); not measured here
 #            coco14  42.6 published (1,250 pictures of train, the published choice is not known); not measured here
@@ -18,8 +19,12 @@
 #   PRETRAINED_WEIGHTS  file, timm name, "hub", or "none" to start from nothing
 #   BACKBONE EPOCHS     as weaktr.train's options
 #   SPLITS              lists that get CAMs and masks, such as "train val"
-#   GPUS=N              N processes for training and CAM generation (torchrun), on N GPUs, or on the CPU
+#   GPUS=N              N processes for training and CAM generation (torchrun), on N GPUs, or on the CPU; 64 pictures
+#                       a step must divide by N
+#   NODES NODE MASTER   several machines (docs/training.md)
 #   WORKERS             processes for reading pictures, CRF and scoring
+#   VOC_MASKS           voc12: SegmentationClass for VOC's own masks in place of SegmentationClassAug
+#   OVERWRITE=1         do anew what holds results of other settings: those are deleted
 #   PANELS=N            small pictures of the method's steps (docs/formats.md) of N pictures of the validation list,
 #                       or of the training list where the former gets no masks; default 0
 #   TRAIN_OPTIONS CAM_OPTIONS MASK_OPTIONS   further options of weaktr.train, generate_cam, make_masks
@@ -48,35 +53,26 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ " $splits " == *" $val_split "* ]] && shown_split=$val_split || shown_split=$train_split
 panels() { [ "$1" = "$shown_split" ] && echo "${PANELS:-0}" || echo 0; }  # panels SPLIT: how many it gets
 
-step "training on $train_split"
-"${parallel[@]}" -m weaktr.train "${common[@]}" --output-dir "$out/train" --train-split "$train_split" \
-    --backbone "$backbone" --pretrained "$weights" --epochs "$epochs" $train_options ${workers[@]+"${workers[@]}"} ${TRAIN_OPTIONS:-}
+run_step all "training on $train_split" "$out/train" weaktr.train --train-split "$train_split" --backbone "$backbone" \
+    --pretrained "$(starting_weights "$backbone")" --epochs "$epochs" $train_options ${workers[@]+"${workers[@]}"} ${TRAIN_OPTIONS:-}
 
 for split in $splits; do
-    step "CAMs of $split"
-    "${parallel[@]}" -m weaktr.generate_cam "${common[@]}" --checkpoint "$out/train/best.pth" --split "$split" \
-        --output-dir "$out/cams/$split" --panels "$(panels "$split")" $cam_options ${CAM_OPTIONS:-}
+    run_step all "CAMs of $split" "$out/cams/$split" weaktr.generate_cam --checkpoint "$out/train/best.pth" \
+        --split "$split" --panels "$(panels "$split")" $cam_options ${CAM_OPTIONS:-}
 done
 
-step "threshold, on $scored_split"
-"$PYTHON" -m weaktr.search_threshold "${common[@]}" --cam-dir "$out/cams/$train_split" --split "$scored_split" \
-    --output-dir "$out/threshold" ${workers[@]+"${workers[@]}"}
+run_step one "threshold, on $scored_split" "$out/threshold" weaktr.search_threshold --cam-dir "$out/cams/$train_split" \
+    --split "$scored_split" ${workers[@]+"${workers[@]}"}
 
-for split in $splits; do
-    step "pseudo-masks of $split"
-    "$PYTHON" -m weaktr.make_masks "${common[@]}" --cam-dir "$out/cams/$split" --split "$split" \
-        --threshold-file "$out/threshold/threshold.json" --output-dir "$out/masks/$split" ${workers[@]+"${workers[@]}"} \
-        --panels "$(panels "$split")" ${MASK_OPTIONS:-}
+for split in $splits; do  # scored by the way where every picture of the list has a mask
+    run_step one "pseudo-masks of $split" "$out/masks/$split" weaktr.make_masks --cam-dir "$out/cams/$split" \
+        --split "$split" --threshold-file "$out/threshold/threshold.json" --panels "$(panels "$split")" \
+        ${workers[@]+"${workers[@]}"} ${MASK_OPTIONS:-}
 done
 
-# The training masks count on the scored list, a part of the training list.
-for split in $splits; do
-    [ "$split" = "$train_split" ] && scored=$scored_split || scored=$split
-    if has_masks "$scored"; then
-        step "score of $scored"
-        "$PYTHON" -m wsss.score "${common[@]}" --pred-dir "$out/masks/$split" --split "$scored" \
-            --output-dir "$out/score/$scored" ${workers[@]+"${workers[@]}"}
-    fi
-done
-echo
-echo "done: pseudo-masks in $out/masks"
+# The published score is that of a part of the training list.
+if [ "$scored_split" != "$train_split" ] && has_masks "$scored_split" && [[ " $splits " == *" $train_split "* ]]; then
+    run_step one "score of $scored_split" "$out/score/$scored_split" wsss.score --pred-dir "$out/masks/$train_split" \
+        --split "$scored_split" ${workers[@]+"${workers[@]}"}
+fi
+[ "$NODE" -ne 0 ] || printf '\n%s\n' "done: pseudo-masks in $out/masks"

@@ -1,4 +1,4 @@
-"""The shell scripts: they parse, say what they are, refuse nonsense; both stages run from end to end."""
+"""The shell scripts: they parse, say what they are, refuse nonsense; each stage runs from end to end."""
 
 import json
 import os
@@ -47,6 +47,9 @@ def test_script_parses_and_says_what_it_is(script):
         ("stage2.sh", ("folder", "a", "b"), "4 or 5 arguments"),
         ("stage2.sh", ("folder", "a", "b", "c", "d", "e"), "4 or 5 arguments"),
         ("stage2.sh", ("cityscapes", "a", "b", "c"), "unknown data set cityscapes"),
+        ("all.sh", (), "3 arguments"),
+        ("all.sh", ("folder", "a", "b", "c"), "3 arguments"),
+        ("all.sh", ("cityscapes", "a", "b"), "unknown data set cityscapes"),
         ("quickstart.sh", ("--shrot",), "unknown option '--shrot'"),
         ("quickstart.sh", ("a", "b"), "'a' and 'b' were given"),
     ],
@@ -57,7 +60,32 @@ def test_scripts_refuse_nonsense(script, arguments, words):
     assert done.stderr.count("\n") == 1 and not done.stdout
 
 
-@pytest.mark.parametrize(("script", "masks"), [("stage1.sh", ()), ("stage2.sh", ("true",))])
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"GPUS": "eight"}, "GPUS=eight: give a whole number, 1 to"),
+        ({"GPUS": "0"}, "GPUS=0: "),
+        ({"GPUS": "-1"}, "GPUS=-1: "),
+        ({"GPUS": "1e3"}, "GPUS=1e3: "),
+        ({"GPUS": "99999999999999999999"}, "GPUS=9999"),
+        ({"WORKERS": "two"}, "WORKERS=two: give a whole number, 0 to"),
+        ({"NODES": "0"}, "NODES=0: "),
+        ({"NODE": "1"}, "NODE=1: give a whole number, 0 to 0"),
+        ({"NODES": "08", "NODE": "8", "MASTER": "a:29500"}, "NODE=8: give a whole number, 0 to 7"),
+        ({"NODES": "2", "NODE": "1"}, "MASTER=: with NODES, give the address of node 0 and a port"),
+        ({"NODES": "2", "MASTER": "node0"}, "MASTER=node0: "),
+        ({"NODES": "2", "MASTER": "node0:99999"}, "MASTER=node0:99999: the port must be 1 to 65534"),
+    ],
+)
+@pytest.mark.parametrize("script", ["stage1.sh", "stage2.sh", "all.sh"])
+def test_scripts_refuse_nonsense_in_variables(script, variables, words):
+    arguments = ("folder", "a", "b", "c")[: 4 if script == "stage2.sh" else 3]
+    done = _bash(ROOT / "scripts" / script, *arguments, WEAKTR_PYTHON=sys.executable, **variables)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {words}")
+    assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(("script", "masks"), [("stage1.sh", ()), ("stage2.sh", ("true",)), ("all.sh", ())])
 def test_stages_name_a_missing_data_set(script, masks, tmp_path):
     folders = (tmp_path / "nothing", *masks, tmp_path / "out")
     done = _bash(ROOT / "scripts" / script, "folder", *folders, WEAKTR_PYTHON=sys.executable)
@@ -122,7 +150,7 @@ def test_stage1_from_end_to_end_without_masks_in_two_processes(miniature_without
         masks = sorted((out / "masks" / split).glob("*.png"))
         assert len(masks) == count
         assert {int(v) for path in masks for v in np.unique(np.array(Image.open(path)))} <= {0, 1, 2, 3}
-    assert not (out / "score").exists()
+    assert not (out / "score").exists() and not list(out.rglob("score.json"))
 
 
 def test_stage2_from_end_to_end_without_true_masks_in_two_processes(
