@@ -29,6 +29,7 @@ from wsss.datasets import Dataset, load_dataset
 from wsss.distributed import all_sum, barrier, distributed_session, rank, shard
 from wsss.errors import UserError
 from wsss.io import read_image, write_image
+from wsss.released import find_released
 from wsss.run import open_run, sha256
 from wsss.transforms import normalise, resize_bilinear
 from wsss.visualize import heat_overlay, side_by_side
@@ -40,7 +41,9 @@ EPSILON = 1e-5  # in the division of a map by its maximum, as in training
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DataOptions):
-    checkpoint: Path = option(REQUIRED, "network: a checkpoint of segmentation.getam.train or a released one")
+    checkpoint: Path = option(
+        REQUIRED, "network: a checkpoint of segmentation.getam.train, or a released one, by file or by name"
+    )
     backbone: str | None = option(None, "encoder of a released checkpoint, where its file leaves it open")
     split: str | None = option(None, "list of pictures (default: the data set's training list)")
     squares: tuple[int, ...] = option(
@@ -67,13 +70,12 @@ def main(config: Config) -> None:
     if config.compact and config.pamr:
         raise UserError("--compact: holds grids, PAMR works at the picture's size; leave one of them out")
     with distributed_session(config.device) as device:
-        spec = load_dataset(config.dataset, config.data_path)
+        spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
         table = class_table(spec)
         split = config.split or spec.train_split
         image_ids = spec.image_ids(split)
         spec.check_image_labels(split)
-        model, entries = load_getam(config.checkpoint, backbone=config.backbone)
-        check_classes(config.checkpoint, model.num_classes, entries.get("class_names"), table)
+        path, model, _ = find_getam(config.checkpoint, config.backbone, table)
         check_start_layer(config.start_layer, model)
         output_dir = open_run(
             config.output_dir,
@@ -81,7 +83,7 @@ def main(config: Config) -> None:
             {
                 **result_options(config, leave_out=("checkpoint",)),
                 "split": split,
-                "checkpoint_sha256": sha256(config.checkpoint),
+                "checkpoint_sha256": sha256(path),
             },
             owned=("*.npz", ".*.npz.tmp", "overlays"),
             overwrite=config.overwrite,
@@ -99,6 +101,20 @@ def main(config: Config) -> None:
         )  # fmt: skip
         where = {"split": split, "output_dir": output_dir.parent.parent / "threshold"}
         log.info(next_command("weaktr.search_threshold", config, cam_dir=output_dir, **where))
+
+
+def find_getam(checkpoint: Path, backbone: str | None, table: ClassTable) -> tuple[Path, Getam, dict]:
+    """The file of a checkpoint or released name, its network, and its other entries.
+
+    Raises:
+        UserError: Not there, not GETAM's, or of other classes than the data set's.
+    """
+    path, released = find_released(checkpoint)
+    if released is not None and released.kind == "getam":
+        backbone = backbone or released.backbone
+    model, entries = load_getam(path, backbone=backbone)
+    check_classes(path, model.num_classes, entries.get("class_names"), table)
+    return path, model, entries
 
 
 def check_squares(squares: Sequence[int]) -> None:

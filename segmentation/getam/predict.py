@@ -20,11 +20,10 @@ import torch
 from tqdm import tqdm
 
 from segmentation.getam.classes import ClassTable, class_table
-from segmentation.getam.generate_cam import check_squares
+from segmentation.getam.generate_cam import check_squares, find_getam
 from segmentation.getam.inference import PUBLISHED_SQUARES, predict_probs
-from segmentation.getam.model import STRIDE, Getam, load_getam
+from segmentation.getam.model import STRIDE, Getam
 from segmentation.label_maps import Outputs, Task, finish_task
-from wsss.checkpoint import check_classes
 from wsss.config import REQUIRED, DataOptions, option, result_options, run_command
 from wsss.crf import check_crf_installed
 from wsss.datasets import Dataset, load_dataset
@@ -44,7 +43,9 @@ OWNED = ("*.png", ".*.png.tmp", "overlays", "score.json", "score.md")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DataOptions):
-    checkpoint: Path = option(REQUIRED, "network: a checkpoint of segmentation.getam.train or a released one")
+    checkpoint: Path = option(
+        REQUIRED, "network: a checkpoint of segmentation.getam.train, or a released one, by file or by name"
+    )
     backbone: str | None = option(None, "encoder of a released checkpoint, where its file leaves it open")
     split: str | None = option(None, "list of pictures (default: the data set's validation list)")
     squares: tuple[int, ...] = option(
@@ -74,17 +75,16 @@ def main(config: Config) -> None:
     if config.crf:
         check_crf_installed()
     with distributed_session(config.device) as device:
-        spec = load_dataset(config.dataset, config.data_path)
+        spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
         table = class_table(spec)
         split = config.split or spec.val_split
         image_ids = spec.image_ids(split)
         masks = mask_paths_of(spec, split)
-        model, entries = load_getam(config.checkpoint, backbone=config.backbone)
-        check_classes(config.checkpoint, model.num_classes, entries.get("class_names"), table)
+        path, model, entries = find_getam(config.checkpoint, config.backbone, table)
         dtype = amp_dtype(config.amp, device)
         identity = result_options(config, leave_out=("checkpoint", "backbone", "amp"))
         identity |= {"split": split, "backbone": model.backbone, "amp": amp_name(dtype)}
-        identity["checkpoint_sha256"] = sha256(config.checkpoint)
+        identity["checkpoint_sha256"] = sha256(path)
         output_dir = open_run(
             config.output_dir,
             "segmentation.getam.predict",

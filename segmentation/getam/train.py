@@ -47,7 +47,7 @@ def main(config: Config) -> None:
 
 def train(config: Config, device: torch.device) -> None:
     started = time.time()
-    spec = load_dataset(config.dataset, config.data_path)
+    spec = load_dataset(config.dataset, config.data_path, voc_masks=config.voc_masks)
     plan = make_plan(config, spec, device)
     spec.check_image_labels(plan.train_split)
     output_dir = open_run(
