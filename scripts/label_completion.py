@@ -1,7 +1,7 @@
 """Pseudo-labels of GETAM with and without label completion, on the same maps: called by label_completion.sh.
 
-Pictures are brought to a long side of --side pixels and padded; labels are made as in training and compared with
-the true masks. Saliency: none (the band), or the true foreground, which bounds what saliency maps can give.
+Pictures are brought to a long side of --side pixels and padded; labels are made as in training and compared
+with the true masks. Saliency: none (the band), or the true foreground, an upper bound of what maps can give.
 """
 
 import argparse
