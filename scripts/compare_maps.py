@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segmentation.getam.attention_maps import FORMS, START_LAYER, maps_of_rows
+from segmentation.getam.attention_maps import FORMS, maps_of_rows
 from weaktr.model import WeakTr, load_weaktr
 from wsss.cam_files import maps_from_grids, write_cams
 from wsss.datasets import load_dataset
@@ -46,10 +46,11 @@ def main() -> None:
     parser.add_argument("--split", required=True)
     parser.add_argument("--output-dir", type=Path, required=True, help="receives FORM/ID.npz")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.2])
-    parser.add_argument("--start-layer", type=int, default=START_LAYER)
+    parser.add_argument("--start-layer", type=int, help="first block, from 0 (default: half of the blocks)")
     options = parser.parse_args()
     spec = load_dataset(options.dataset, options.data_path)
     model, _ = load_weaktr(options.checkpoint)
+    start_layer = len(model.blocks) // 2 if options.start_layer is None else options.start_layer
     for image_id in tqdm(spec.image_ids(options.split)):
         classes = np.flatnonzero(spec.labels(image_id))
         paths = {form: options.output_dir / form / f"{image_id}.npz" for form in FORMS}
@@ -61,7 +62,7 @@ def main() -> None:
             size = tuple(int(np.round(side * scale)) for side in image.shape[:2])
             pixels = normalise(resize_bicubic(image, size), model.pixel_mean, model.pixel_std)
             batch = torch.stack((pixels, pixels.flip(-1)))
-            for form, maps in gradient_maps(model, batch, classes, options.start_layer).items():
+            for form, maps in gradient_maps(model, batch, classes, start_layer).items():
                 maps = maps / maps.amax((2, 3), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
                 grids[form].append((maps[0] + maps[1].flip(-1)).numpy())
         for form, path in paths.items():
