@@ -100,6 +100,22 @@ SEGMENTER_OPTIONS = (
     "--overlays", "1",
 )  # fmt: skip
 
+# 8 steps, the last 4 joint, saved twice in between
+GETAM_OPTIONS = (
+    "--backbone", "vit_micro", "--pretrained", "none", "--crop-size", "64", "--batch-size", "4",
+    "--epochs", "2", "--save-every", "3", "--optimizer", "adamw", "--lr", "2e-3", "--joint-lr-scale", "1",
+    "--workers", "0", "--overlays", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def getam(miniature, tmp_path_factory) -> Path:
+    """Output folder of a GETAM training on the miniature. Read only."""
+    folder = tmp_path_factory.mktemp("getam") / "train"
+    options = ("--data-path", miniature, "--output-dir", folder, *GETAM_OPTIONS)
+    finish(*argv("segmentation.getam.train", *options))
+    return folder
+
 
 @pytest.fixture(scope="session")
 def segmenter(miniature, tmp_path_factory) -> Path:

@@ -13,7 +13,17 @@ from tests.released_layouts import drawn_state, manifest
 
 
 def evaluate(*arguments, cwd=None, **variables):
-    cleared = ("BACKBONE", "SPLIT", "ROWS", "GPUS", "WORKERS", "VOC_MASKS", "EVALUATE_OPTIONS", "OVERWRITE")
+    cleared = (
+        "BACKBONE",
+        "SPLIT",
+        "ROWS",
+        "GPUS",
+        "WORKERS",
+        "VOC_MASKS",
+        "EVALUATE_OPTIONS",
+        "PREDICT_OPTIONS",
+        "OVERWRITE",
+    )
     known = {k: v for k, v in os.environ.items() if k not in cleared}
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / "evaluate.sh"), *map(str, arguments)],
@@ -49,7 +59,8 @@ def test_what_cannot_be_evaluated_is_one_line(miniature, tmp_path):
     assert "bash scripts/download_checkpoints.sh weaktr_voc12_vit_s" in line
     names = [name for name in manifest("getam_vitb", 20) if name.endswith(("cls_token", "cls_head.bias"))]
     torch.save({"model": {name: torch.zeros(1) for name in names}}, tmp_path / "getam.pth")
-    assert "getam.pth: a network of GETAM" in error_of(evaluate(tmp_path / "getam.pth", *where))
+    line = error_of(evaluate(tmp_path / "getam.pth", *where))
+    assert "getam.pth: not a checkpoint of GETAM (pretrained.model.cls_token of another shape)" in line
     torch.save(drawn_state(manifest("segmenter_deit_small_vit_small", 3)), tmp_path / "bare.pth")
     line = error_of(evaluate(tmp_path / "bare.pth", *where))
     assert "give --backbone, one of deit_small_patch16_224" in line and "(BACKBONE=NAME before" in line
@@ -88,3 +99,21 @@ def test_stage_1(trained, miniature, tmp_path):
     )
     masks = json.loads((out / "masks" / "val" / "score.json").read_text())
     assert record["rows"][2]["mean_iou"] == masks["mean_iou"] and masks["threshold"] == 0.43
+
+
+def test_getam(getam, miniature, tmp_path):
+    pytest.importorskip("pydensecrf")
+    out = tmp_path / "out"
+    variables = {"WORKERS": "0", "PREDICT_OPTIONS": "--squares 64 96"}
+    done = evaluate(getam / "last.pth", "folder", miniature, out, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((out / "evaluation.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["squares", "squares_crf"]
+    for row in record["rows"]:
+        score = json.loads((out / row["name"] / "score.json").read_text())
+        assert row["mean_iou"] == score["mean_iou"] and row["published"] is None
+        assert "squares 64 96" in row["what"] and "published test" not in row["what"]
+    assert (record["backbone"], record["saliency"]) == ("vit_micro", "without saliency maps")
+    assert done.stdout.count("| squares_crf |") == 1
+    again = evaluate(getam / "last.pth", "folder", miniature, out, **variables)
+    assert again.returncode == 0 and again.stdout.count("done before") == 3

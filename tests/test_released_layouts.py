@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from segmentation.getam.model import load_getam
 from segmentation.segmenter import load_segmenter
 from tests.commands import error_line
 from tests.miniature import make
@@ -76,7 +77,8 @@ def assert_equal_values(model, state):
     own = model.state_dict()
     assert own.keys() == state.keys()
     for name, value in state.items():
-        assert own[name].dtype == torch.float32 and torch.equal(own[name], value.float()), name
+        dtype = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        assert own[name].dtype == dtype and torch.equal(own[name], value.to(dtype)), name
 
 
 @pytest.mark.parametrize(("layout", "classes", "backbone", "wrapper", "how"), STAGE_1)
@@ -126,11 +128,34 @@ def test_stage_2(tmp_path, layout, classes, backbone, wrapper, how):
         load_weaktr(path)
 
 
-@pytest.mark.parametrize("name", [name for name in TENSORS if name.startswith("getam")])
-def test_getam_is_recognised(name):
-    """Its networks are not loaded yet; its kind is known from the names, on the meta device."""
-    state = {k: torch.empty(shape, device="meta") for k, shape in manifest(name, 20).items()}
-    assert checkpoint_kind(state) == "getam"
+@pytest.mark.parametrize("classes", [20, 80])
+@pytest.mark.parametrize(
+    ("name", "wrapper", "how"),
+    [
+        ("vitb", "module", {}), ("deit_distilled", "bare", {"zipped": False}),
+        ("vitb_hybrid", "stage 1", {"numpy_1": True}),
+    ],
+)  # fmt: skip
+def test_getam(name, wrapper, how, classes, tmp_path):
+    """VOC's 20 classes and COCO's 80; ViT-B and DeiT-B share every shape, and no statistics depend on it."""
+    state = drawn_state(manifest(f"getam_{name}", classes))
+    path = save(tmp_path / "released.pth", WRAPPERS[wrapper](state), **how)
+    assert checkpoint_kind(unwrap_state(load_checkpoint(path), path)) == "getam"
+    model, entries = load_getam(path)
+    assert_equal_values(model, state)
+    assert (model.backbone, model.num_classes) == (name, classes) and not model.training
+    assert "optimizer" not in entries and "model" not in entries
+    with pytest.raises(UserError, match=rf"released\.pth: .*not deit_tiny; known ones that fit: {name}"):
+        load_getam(path, backbone="deit_tiny")
+    if classes == 20:
+        if name == "vitb":
+            assert load_getam(path, backbone="deit")[0].backbone == "deit"
+        with pytest.raises(UserError, match=r"released\.pth: "):
+            load_segmenter(path)
+        del state["scratch.layer1_rn.weight"]
+        save(path, WRAPPERS[wrapper](state), **how)
+        with pytest.raises(UserError, match=r"released\.pth: .*scratch\.layer1_rn\.weight missing"):
+            load_getam(path)
 
 
 def test_a_state_of_no_kind():

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from tests.commands import ROOT, argv, environment, finish, run_here, run_process
-from tests.conftest import SEGMENTER_OPTIONS, TRAIN_OPTIONS
+from tests.conftest import GETAM_OPTIONS, SEGMENTER_OPTIONS, TRAIN_OPTIONS
 
 # stochastic depth, worker processes and an evaluation only now and then: what a restart could get wrong
 STAGE1 = (*TRAIN_OPTIONS, "--epochs", 5, "--drop-path", "0.2", "--eval-every", "2", "--overlays", "0")
 # saves at 3, 4, 6, 8, 9, 12 of 12 steps, in the middle of epochs of 4 steps too; the decoder has dropout
 STAGE2 = (*SEGMENTER_OPTIONS, "--iterations", 12, "--drop-path", "0.2", "--overlays", "0")
-TRAININGS = {"weaktr.train": STAGE1, "segmentation.train": STAGE2}
+# saves at 3, 4, 6, 8, 9, 12 of 12 steps; joint from step 6 on; the decoder has dropout and batch norm
+GETAM = (*GETAM_OPTIONS, "--epochs", 3, "--overlays", "0")
+TRAININGS = {
+    "weaktr.train": (STAGE1, 5),  # options, records
+    "segmentation.train": (STAGE2, 6),
+    "segmentation.getam.train": (GETAM, 6),
+}
 
 
 def _die_in_write(count, suffix, module, *options):
@@ -46,9 +52,10 @@ def _equal(a, b) -> bool:
 def uninterrupted(request, miniature, tmp_path_factory):
     """Command, its options and the folder of a training that nothing disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "train"
-    options = ("--data-path", miniature, *TRAININGS[request.param])
+    options, records = TRAININGS[request.param]
+    options = ("--data-path", miniature, *options)
     run_here(request.param, *options, "--output-dir", folder)
-    assert len(_records(folder)) == {"weaktr.train": 5, "segmentation.train": 6}[request.param]
+    assert len(_records(folder)) == records
     return request.param, options, folder
 
 

@@ -50,6 +50,10 @@ def test_script_parses_and_says_what_it_is(script):
         ("all.sh", (), "3 arguments"),
         ("all.sh", ("folder", "a", "b", "c"), "3 arguments"),
         ("all.sh", ("cityscapes", "a", "b"), "unknown data set cityscapes"),
+        ("getam.sh", ("folder", "a"), "3 arguments"),
+        ("getam.sh", ("cityscapes", "a", "b"), "unknown data set cityscapes"),
+        ("compare_maps.sh", ("folder", "a"), "5 arguments"),
+        ("label_completion.sh", ("a",), "3 to 5 arguments"),
         ("quickstart.sh", ("--shrot",), "unknown option '--shrot'"),
         ("quickstart.sh", ("a", "b"), "'a' and 'b' were given"),
     ],
@@ -180,3 +184,40 @@ def test_stage2_from_end_to_end_without_true_masks_in_two_processes(
         assert (found["decoder_blocks"], found["crf_preset"]) == (blocks, preset)
     assert len(list((out / "single" / "val" / "overlays").glob("*.png"))) == 6
     assert not list(out.rglob("score.json"))
+
+
+def test_getam_from_end_to_end_in_two_processes(miniature, tmp_path):
+    out = tmp_path / "with space"
+    variables = {
+        "WEAKTR_PYTHON": sys.executable, "PRETRAINED_WEIGHTS": "none", "BACKBONE": "vit_micro", "GPUS": "2",
+        "TRAIN_OPTIONS": "--epochs 2 --class-share 0.5 --batch-size 4 --crop-size 64 --workers 0",
+        "PREDICT_OPTIONS": "--squares 64 96 --workers 0", "CAM_OPTIONS": "--squares 64",
+    }  # fmt: skip
+    arguments = (ROOT / "scripts" / "getam.sh", "folder", miniature, out)
+    done = _bash(*arguments, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = json.loads((out / "train" / "config.json").read_text())
+    assert (config["backbone"], config["optimizer"], config["band"]) == ("vit_micro", "adamw", 0.2)
+    score = json.loads((out / "test" / "val" / "score.json").read_text())
+    assert (score["crf_preset"], score["squares"], score["images"]) == ("getam", [64, 96], 6)
+    assert len(list((out / "cams" / "train").glob("*.npz"))) == 16
+    assert json.loads((out / "threshold" / "threshold.json").read_text())["split"] == "train"
+    again = _bash(*arguments, **variables)
+    assert again.returncode == 0 and again.stdout.count("done before") == 4
+
+
+def test_comparisons_of_maps_and_labels(trained, getam, miniature, tmp_path):
+    where = ("folder", miniature, trained / "best.pth", "val", tmp_path / "maps")
+    done = _bash(ROOT / "scripts" / "compare_maps.sh", *where, WEAKTR_PYTHON=sys.executable, WORKERS="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = ("fused", "coarse", "cross", "getam", "unsquared", "grad_cam")
+    found = {kind: (tmp_path / "maps" / "threshold" / kind / "threshold.json").read_text() for kind in kinds}
+    assert len({json.loads(text)["best_mean_iou"] for text in found.values()}) > 3
+    arguments = (miniature, getam / "last.pth", "val", 64)
+    done = _bash(ROOT / "scripts" / "label_completion.sh", *arguments, WEAKTR_PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^\| (none|true foreground) +\| +(on|off) \|(.*)\|$", done.stdout, re.M)
+    assert [row[:2] for row in rows] == [
+        ("none", "off"), ("none", "on"), ("true foreground", "off"), ("true foreground", "on"),
+    ]  # fmt: skip
+    assert all(0 <= float(value) <= 100 for row in rows for value in row[2].split("|"))

@@ -23,6 +23,8 @@ from wsss.reporting.sections import data_facts, head_weights, thresholds, traini
 
 log = logging.getLogger(__name__)
 
+GETAM = "segmentation.getam.train"  # a system of its own: its section is there where it was trained
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -67,6 +69,7 @@ def render(run: Run, *, title: str, panels: int) -> str:
         ("Data set", data_facts(run)),
         ("Stage 1 training", training(run, "weaktr.train")),
         ("Stage 2 training", training(run, "segmentation.train")),
+        *([("GETAM training", training(run, GETAM))] if run.of(GETAM) else []),
         ("Weights of attention heads", head_weights(run)),
         ("Background threshold", thresholds(run)),
         ("Pictures", pictures),

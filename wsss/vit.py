@@ -3,7 +3,7 @@
 Parameter names are the published ones (DeiT's and timm's), so that checkpoints load by name. Attention goes
 through ``scaled_dot_product_attention``: no (N, N) matrix is formed, but for small ones where that is faster
 (``attend``). A block hands back its queries and keys, from which whoever needs attention (stage 1's fusion)
-applies it without forming the matrix either.
+applies it without forming the matrix either; and, asked for, the class token's row of it (GETAM).
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ class BlockRecord(NamedTuple):
     query: Tensor  # (B, H, N, d), not yet scaled
     key: Tensor  # (B, H, N, d)
     attention_branch: Tensor  # (B, N, D): after the output projection, before drop-path and residual sum
+    first_rows: Tensor | None = None  # (B, H, n, N): softmaxed attention of the first n tokens, if asked for
 
 
 class PatchEmbed(nn.Module):
@@ -124,12 +125,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) to the branch output (B, N, D), and the queries and keys (B, H, N, d).
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, *, first_rows: int = 0
+    ) -> BlockRecord:
+        """(B, N, D) to the branch output, and what it was computed from.
 
         Args:
             rotary: Cosines and sines (P, d) for the last P tokens.
+            first_rows: Form the attention matrix's rows of that many tokens, so that gradients with respect
+                to them can be taken. The other rows stay unformed; the result is the same.
         """
         B, N, D = x.shape
         bias = self.qkv.bias
@@ -140,9 +143,14 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, dropout)
+        if first_rows:
+            first, others = query[:, :, :first_rows], query[:, :, first_rows:]
+            rows = (first * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
+            mixed = torch.cat((F.dropout(rows, dropout) @ value, attend(others, key, value, dropout)), 2)
+        else:
+            rows, mixed = None, attend(query, key, value, dropout)
         branch = self.proj(mixed.transpose(1, 2).reshape(B, N, D))
-        return F.dropout(branch, dropout), query, key
+        return BlockRecord(query, key, F.dropout(branch, dropout), rows)
 
 
 class Mlp(nn.Module):
@@ -215,11 +223,13 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, BlockRecord]:
-        branch, query, key = self.attn(self.norm1(x), rotary)
-        x = x + self.drop_path(self.ls1(branch))
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, *, first_rows: int = 0
+    ) -> tuple[Tensor, BlockRecord]:
+        record = self.attn(self.norm1(x), rotary, first_rows=first_rows)
+        x = x + self.drop_path(self.ls1(record.attention_branch))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        return x, BlockRecord(query, key, branch)
+        return x, record
 
 
 class VisionTransformer(nn.Module):

@@ -439,3 +439,24 @@ def test_bad_folders(tmp_path, capsys):
     line = error_line(capsys, "wsss.report", "--run", tmp_path / "one", "--output", tmp_path)
     assert "is a folder" in line and "--output" in line
     assert not (tmp_path / "one/report.html").exists()
+
+
+def test_getam_has_its_section_where_it_was_trained(tmp_path, without_charts):
+    assert "GETAM" not in _page(without_charts).text
+    folder = _record(tmp_path / "train", "segmentation.getam.train", backbone="deit_tiny")
+    common = {"loss": 1.5, "class": 0.2}
+    joint = {
+        "background": 0.6,
+        "foreground": 0.7,
+        "energy": -0.1,
+        "labelled_foreground": 0.25,
+        "val_miou": 0.4,
+    }
+    _log(folder, {"step": 10, "part": "class", **common}, {"step": 20, "part": "joint", **common, **joint})
+    test = _record(tmp_path / "test" / "val", "segmentation.getam.predict", squares=[256, 320], split="val")
+    write_score(test, _confusion(), NAMES, {"split": "val", "images": 2, "crf_preset": "getam"})
+    page = _page(tmp_path)
+    assert "GETAM training" in page.text and "deit_tiny (GETAM)" in page.text
+    titles = " ".join(alt for alt, _, _ in page.pictures)
+    assert all(title in titles for title in ("Losses", "Labels of the crops", "Validation")), titles
+    assert "prediction of GETAM" in page.text and "squares 256 320" in page.text

@@ -7,7 +7,7 @@ from wsss.reporting.page import cell, details, duration, escape, missing, paragr
 from wsss.reporting.read import Folder, Run
 from wsss.reporting.scores import in_order, title_of
 
-TRAININGS = ("weaktr.train", "segmentation.train")
+TRAININGS = ("weaktr.train", "segmentation.train", "segmentation.getam.train")
 
 
 def head(run: Run) -> str:

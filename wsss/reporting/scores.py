@@ -18,6 +18,9 @@ COMMANDS = {  # in the order of the work -> what a command's folder is called he
     "wsss.score": "Score",
     "segmentation.train": "Stage 2 training",
     "segmentation.predict": "Prediction",
+    "segmentation.getam.train": "GETAM training",
+    "segmentation.getam.generate_cam": "GETAM maps",
+    "segmentation.getam.predict": "GETAM prediction",
 }
 
 
@@ -61,6 +64,7 @@ def _of_score(run: Run, folder: Folder, score: Score) -> list[Result]:
     what = {
         "weaktr.make_masks": "pseudo-masks",
         "segmentation.predict": "prediction",
+        "segmentation.getam.predict": "prediction of GETAM",
         "wsss.shapes_baseline": "baseline by hue",
     }.get(folder.command, folder.command)
     if folder.command == "wsss.score":
@@ -84,6 +88,8 @@ def _settings(folder: Folder, score: Score) -> list[str]:
             notes.append(("scale " if len(scales) == 1 else "scales ") + " ".join(map(str, scales)))
         notes += ["mirrors"] if config.get("flip") is True else []
         notes += ["both decoder blocks"] if config.get("decoder_blocks") == "fused" else []
+    elif isinstance(squares := config.get("squares"), list):
+        notes.append("squares " + " ".join(map(str, squares)))
     elif folder.command not in COMMANDS or folder.command == "wsss.shapes_baseline":
         notes += [key.replace("_", " ") for key, value in config.items() if value is True and key != "crf"]
     if score.crf_preset or config.get("crf") is True:

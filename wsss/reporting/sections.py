@@ -124,12 +124,38 @@ def _stage2_charts(log: list[dict[str, float]]) -> list[tuple[bytes, str]]:
     ]
 
 
+def _getam_charts(log: list[dict[str, float]]) -> list[tuple[bytes, str]]:
+    losses = {
+        "loss": "sum", "class": "class logits", "background": "background pixels",
+        "foreground": "foreground pixels", "energy": "dense energy", "saliency": "saliency",
+    }  # fmt: skip
+    labels = {
+        "labelled_background": "background", "labelled_foreground": "foreground", "unknown": "unknown",
+        "claimed": "by label completion",
+    }  # fmt: skip
+    scores = {"val_miou": "mIoU", "val_pixel_accuracy": "pixel accuracy"}
+    return [
+        *_drawn("Losses", "step", "loss", [_line(log, "step", key, name) for key, name in losses.items()]),
+        *_drawn(
+            "Labels of the crops", "step", "%", [_line(log, "step", k, n, 100) for k, n in labels.items()]
+        ),
+        *_drawn("Validation", "step", "%", [_line(log, "step", k, n, 100) for k, n in scores.items()]),
+    ]
+
+
+CHARTS = {
+    "weaktr.train": _stage1_charts,
+    "segmentation.train": _stage2_charts,
+    "segmentation.getam.train": _getam_charts,
+}
+
+
 def training(run: Run, command: str) -> str:
     """The curves of every folder of a training command."""
     folders = run.of(command)
     parts = []
     for folder in folders:
-        drawn = (_stage1_charts if command == "weaktr.train" else _stage2_charts)(folder.log)
+        drawn = CHARTS[command](folder.log)
         parts.append(f"<h3>{escape(folder.name)}</h3>")
         parts.append(charts(drawn) if drawn else missing("No curves: log.jsonl holds no epoch or step yet."))
     return "\n".join(parts) or missing(f"No training of this stage: no folder of {command}.")
