@@ -53,7 +53,8 @@ try:
     scored = data.cam_split if data.cam_split in data.splits else train
     print(train, scored, val or "-", *(s for s in {train, scored, val} - {""} if data.has_masks(s)))
 except UserError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 PYTHON
 )}
 read -r train_split scored_split val_split with_masks <<<"$lists"

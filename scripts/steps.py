@@ -9,6 +9,7 @@ imports nothing but the standard library, so that asking takes no time.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import shlex
@@ -28,6 +29,11 @@ def read_object(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def command_of(words: list[str]) -> tuple[str, dict[str, tuple[str, ...]]] | None:
@@ -61,6 +67,9 @@ def difference(folder: Path, words: list[str], record: dict) -> str | None:
     config = read_object(folder / "config.json")
     if found is None or wanted is None or found[0] != wanted[0] or config.get("command") != wanted[0]:
         return "another command"
+    recorded, file = config.get("checkpoint_sha256"), Path(*wanted[1].get("checkpoint", ()))
+    if recorded and file.is_file() and sha256(file) != recorded:
+        return f"{file} has changed"
     for name in {**wanted[1], **found[1]}:
         before, now = found[1].get(name), wanted[1].get(name)
         place = config.get(name.replace("-", "_"))

@@ -8,11 +8,9 @@ command continues a run that was stopped; on a CPU the result is bit-equal to an
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +33,7 @@ from wsss.facts import write_dataset_facts
 from wsss.loading import StepBatchSampler, batches, make_loader
 from wsss.optim import polynomial_rate
 from wsss.run import open_run
-from wsss.training import amp_name, load_training, save_training
+from wsss.training import amp_name, note_section, resume_steps, save_training, step_sections
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +59,8 @@ def train(config: Config, device: torch.device) -> None:
     model = new_model(config, plan, resumed=resumed).to(device)
     optimizer = new_optimizer(config, model)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp_dtype == torch.float16)
-    state = resume(output_dir / "last.pth", model, model_args(config, plan), optimizer, scaler, spec)
+    last = output_dir / "last.pth"
+    state = resume_steps(last, model, model_args(config, plan), optimizer, scaler, spec, background=True)
     if not resumed:
         check_all_masks(config, spec, plan, model)
     write_dataset_facts(output_dir, spec, (plan.train_split, plan.val_split))
@@ -143,15 +142,6 @@ def parameter_groups(model: Segmenter, encoder_lr_scale: float) -> list[dict]:
     ]
 
 
-def resume(path: Path, model: Segmenter, arguments: dict, optimizer, scaler, spec) -> dict:
-    """Load ``last.pth`` where there is one. Returns steps done, their records, and the best one."""
-    content = load_training(path, model, arguments, optimizer, scaler, spec, background=True)
-    if content is None:
-        return {"step": 0, "history": [], "best": None}
-    log.info("continuing %s after step %d", path, content["step"])
-    return {key: content[key] for key in ("step", "history", "best")}
-
-
 def check_all_masks(config: Config, spec, plan: Plan, model: Segmenter) -> None:
     """Look at every picture and mask before anything is trained; the first process does, the others wait."""
     if rank() == 0:
@@ -192,10 +182,7 @@ def training_stream(
 
 def sections(first_step: int, plan: Plan, save_every: int) -> list[range]:
     """The steps from ``first_step`` to the end, cut wherever something is saved."""
-    cuts = {*range(save_every, plan.steps, save_every), plan.steps}
-    cuts |= set(range(plan.eval_every, plan.steps, plan.eval_every))
-    ends = sorted({first_step, *(cut for cut in cuts if cut > first_step)})
-    return [range(a, b) for a, b in pairwise(ends)]
+    return step_sections(first_step, plan.steps, save_every, plan.eval_every)
 
 
 def is_evaluated(step: int, plan: Plan) -> bool:
@@ -226,16 +213,9 @@ def finish_section(
     config: Config, spec, plan: Plan, model, optimizer, scaler, state: dict, record: dict, output_dir: Path
 ) -> None:
     """Update ``state`` and save. best.pth is the best evaluation; without one there is no best.pth."""
-    state["step"] = record["step"]
-    state["history"].append(record)
-    score = record.get("val_miou", math.nan)
-    improved = score > (state["best"]["score"] if state["best"] else -1)
-    if improved:
-        steps_per_epoch = -(-len(plan.train_ids) // config.batch_size)
-        state["best"] = {
-            "step": record["step"], "epoch": round(record["step"] / steps_per_epoch, 2), "score": score,
-            "measure": "val_miou", "split": plan.val_split, "every": config.val_stride,
-        }  # fmt: skip
+    steps_per_epoch = -(-len(plan.train_ids) // config.batch_size)
+    how = {"steps_per_epoch": steps_per_epoch, "split": plan.val_split, "every": config.val_stride}
+    improved = note_section(state, record, **how)
     if rank() == 0:
         content = {
             "model_args": model_args(config, plan),

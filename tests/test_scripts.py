@@ -93,7 +93,7 @@ def test_scripts_refuse_nonsense_in_variables(script, variables, words):
 def test_stages_name_a_missing_data_set(script, masks, tmp_path):
     folders = (tmp_path / "nothing", *masks, tmp_path / "out")
     done = _bash(ROOT / "scripts" / script, "folder", *folders, WEAKTR_PYTHON=sys.executable)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert re.search(r"^error: .*nothing: no such folder", done.stderr, re.M)
     assert not (tmp_path / "out").exists()
 

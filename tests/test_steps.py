@@ -53,6 +53,18 @@ def test_same_command(words, reason, tmp_path):
     assert steps.why_not_done(tmp_path, words, []) == reason
 
 
+def test_a_checkpoint_of_other_content_is_a_change(tmp_path):
+    file = tmp_path / "last.pth"
+    file.write_bytes(b"first")
+    words = ["-m", "weaktr.generate_cam", "--checkpoint", str(file)]
+    _record(tmp_path / "cams", words, checkpoint=str(file), checkpoint_sha256=steps.sha256(file))
+    assert steps.why_not_done(tmp_path / "cams", words, []) is None
+    file.write_bytes(b"other")
+    assert steps.why_not_done(tmp_path / "cams", words, []) == f"{file} has changed"
+    file.unlink()  # what is done needs it no more
+    assert steps.why_not_done(tmp_path / "cams", words, []) is None
+
+
 def test_launchers_are_not_looked_at(tmp_path):
     line = ["-u", "-m", "weaktr.train", "--epochs", "3"]
     assert steps.command_of(line) == ("weaktr.train", {"epochs": ("3",)})

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -78,6 +80,45 @@ def load_training(
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
     return content
+
+
+def resume_steps(path: Path, model: nn.Module, model_args: dict, optimizer, scaler, spec, **how) -> dict:
+    """``load_training`` of a training counted in steps: steps done, their records, and the best one."""
+    content = load_training(path, model, model_args, optimizer, scaler, spec, **how)
+    if content is None:
+        return {"step": 0, "history": [], "best": None}
+    log.info("continuing %s after step %d", path, content["step"])
+    return {key: content[key] for key in ("step", "history", "best")}
+
+
+def step_sections(first_step: int, steps: int, *every: int, once: Iterable[int] = ()) -> list[range]:
+    """The steps from ``first_step`` to ``steps``, cut wherever something is saved.
+
+    Args:
+        every: Cut after every so many steps, for each of them.
+        once: Further cuts.
+    """
+    cuts = {steps, *once, *(cut for n in every for cut in range(n, steps, n))}
+    ends = sorted({first_step, *(cut for cut in cuts if first_step < cut <= steps)})
+    return [range(a, b) for a, b in pairwise(ends)]
+
+
+def note_section(state: dict, record: dict, *, steps_per_epoch: int, split: str | None, every: int) -> bool:
+    """Add a section's record to ``state``, with its ``val_miou`` as the best where it is; says whether it is.
+
+    Args:
+        split, every: List of the evaluation, of which every N-th picture was taken.
+    """
+    state["step"] = record["step"]
+    state["history"].append(record)
+    score = record.get("val_miou", math.nan)
+    improved = score > (state["best"]["score"] if state["best"] else -1)
+    if improved:
+        state["best"] = {
+            "step": record["step"], "epoch": round(record["step"] / steps_per_epoch, 2), "score": score,
+            "measure": "val_miou", "split": split, "every": every,
+        }  # fmt: skip
+    return improved
 
 
 def save_training(output_dir: Path, content: dict, model: nn.Module, optimizer, scaler, *, improved: bool):

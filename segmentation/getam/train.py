@@ -10,11 +10,9 @@ run that was stopped; on a CPU the result is bit-equal to an uninterrupted one.
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,19 +21,16 @@ from tqdm import tqdm
 
 from segmentation.getam.data import GetamDataset
 from segmentation.getam.engine import rate_of_step, train_steps
-from segmentation.getam.inference import predict_probs
 from segmentation.getam.model import Getam, build_getam, start_from_pretrained
+from segmentation.getam.monitor import show, validate, write_look
 from segmentation.getam.plan import Config, Plan, make_plan
 from wsss.config import as_plain, next_command, run_command
 from wsss.datasets import load_dataset, split_name
-from wsss.distributed import barrier, distributed_session, rank, shard, world_size
+from wsss.distributed import barrier, distributed_session, rank, world_size
 from wsss.facts import write_dataset_facts
-from wsss.io import read_image, read_mask
 from wsss.loading import StepBatchSampler, batches, make_loader
-from wsss.metrics import ConfusionMatrix
 from wsss.run import open_run
-from wsss.training import amp_name, load_training, save_training
-from wsss.visualize import overlay, side_by_side
+from wsss.training import amp_name, note_section, resume_steps, save_training, step_sections
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +59,9 @@ def train(config: Config, device: torch.device) -> None:
         start_from_pretrained(model, config.pretrained)
     model.to(device)
     optimizer = new_optimizer(config, model)
-    state = resume(output_dir / "last.pth", model, model_args(config, plan), optimizer, plan, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)  # bfloat16 and float32 need none
+    last, arguments = output_dir / "last.pth", model_args(config, plan)
+    state = resume_steps(last, model, arguments, optimizer, scaler, plan.table, background=False)
     write_dataset_facts(output_dir, spec, (plan.train_split, plan.val_split))
     sampler, stream = training_stream(config, spec, plan, model, device, first_step=state["step"])
     writer = None
@@ -115,7 +112,7 @@ def train(config: Config, device: torch.device) -> None:
             record |= validate(config, spec, plan, model)
         if rank() == 0:
             show(writer, config, spec, plan, model, record)
-        finish_section(config, plan, model, optimizer, state, record, output_dir)
+        finish_section(config, plan, model, optimizer, scaler, state, record, output_dir)
         if rank() == 0:
             progress.write(record_line(record))
     progress.close()
@@ -143,16 +140,6 @@ def new_optimizer(config: Config, model: Getam) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, **how)
 
 
-def resume(path: Path, model: Getam, arguments: dict, optimizer, plan: Plan, device: torch.device) -> dict:
-    """Load ``last.pth`` where there is one. Returns steps done, their records, and the best one."""
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    content = load_training(path, model, arguments, optimizer, scaler, plan.table, background=False)
-    if content is None:
-        return {"step": 0, "history": [], "best": None}
-    log.info("continuing %s after step %d", path, content["step"])
-    return {key: content[key] for key in ("step", "history", "best")}
-
-
 def training_stream(
     config: Config, spec, plan: Plan, model: Getam, device: torch.device, *, first_step: int
 ) -> tuple[StepBatchSampler, Iterator[dict]]:
@@ -175,72 +162,20 @@ def training_stream(
 
 def sections(first_step: int, plan: Plan, save_every: int) -> list[range]:
     """The steps from ``first_step`` to the end, cut at epochs, saves, and where the joint part begins."""
-    cuts = {plan.steps, plan.first_joint_step}
-    cuts |= set(range(save_every, plan.steps, save_every))
-    cuts |= set(range(plan.steps_per_epoch, plan.steps, plan.steps_per_epoch))
-    ends = sorted({first_step, *(cut for cut in cuts if first_step < cut <= plan.steps)})
-    return [range(a, b) for a, b in pairwise(ends)]
+    how = {"once": (plan.first_joint_step,)}
+    return step_sections(first_step, plan.steps, save_every, plan.steps_per_epoch, **how)
 
 
 def is_evaluated(step: int, plan: Plan) -> bool:
     return step == plan.steps or step % plan.steps_per_epoch == 0
 
 
-def validate(config: Config, spec, plan: Plan, model: Getam) -> dict:
-    """mIoU on one square of the crop's size, without CRF."""
-    started = time.time()
-    model.eval()
-    confusion = ConfusionMatrix(plan.table.num_fg_classes + 1)
-    for image_id in tqdm(shard(plan.val_ids), "evaluating", unit="img", disable=rank() != 0, leave=False):
-        labels, mask = _predicted(config, spec, plan, model, image_id)
-        confusion.update(labels, mask)
-    device = next(model.parameters()).device
-    scores = confusion.all_sum(device).scores()
-    seconds = round(time.time() - started, 1)
-    return {"val_miou": scores.mean_iou, "val_pixel_accuracy": scores.pixel_accuracy, "eval_seconds": seconds}
-
-
-def _predicted(config: Config, spec, plan: Plan, model: Getam, image_id: str):
-    """Labels of a picture and its mask, both in the network's numbers."""
-    image = read_image(spec.image_path(image_id), exif=config.exif)
-    probs = predict_probs(model, image, squares=(config.crop_size,), amp_dtype=plan.amp_dtype)
-    return probs.argmax(0).cpu().numpy(), plan.table.network_map(read_mask(spec.mask_path(image_id)))
-
-
-def write_look(writer: SummaryWriter | None, step: int, values: dict[str, float]) -> None:
-    if writer is not None:
-        for name, value in values.items():
-            writer.add_scalar(name if name == "lr" else f"step/{name}", value, step)
-
-
-def show(writer: SummaryWriter, config: Config, spec, plan: Plan, model: Getam, record: dict) -> None:
-    """The section in TensorBoard; pictures where it was evaluated."""
-    for name, value in record.items():
-        if isinstance(value, float) and name not in ("train_seconds", "eval_seconds"):
-            writer.add_scalar(name if name.startswith("val_") else f"section/{name}", value, record["step"])
-    if "val_miou" in record:
-        model.eval()
-        for image_id in plan.val_ids[: config.overlays]:
-            image = read_image(spec.image_path(image_id), exif=config.exif)
-            labels, mask = _predicted(config, spec, plan, model, image_id)
-            picture = side_by_side(image, overlay(image, labels), overlay(image, mask))
-            writer.add_image(f"predictions/{image_id}", picture, record["step"], dataformats="HWC")
-    writer.flush()
-
-
 def finish_section(
-    config: Config, plan: Plan, model, optimizer, state: dict, record: dict, output_dir: Path
+    config: Config, plan: Plan, model, optimizer, scaler, state: dict, record: dict, output_dir: Path
 ) -> None:
     """Update ``state`` and save. best.pth is the best evaluation; without one there is no best.pth."""
-    state["step"] = record["step"]
-    state["history"].append(record)
-    score = record.get("val_miou", math.nan)
-    improved = score > (state["best"]["score"] if state["best"] else -1)
-    if improved:
-        state["best"] = {
-            "step": record["step"], "epoch": round(record["step"] / plan.steps_per_epoch, 2), "score": score,
-            "measure": "val_miou", "split": plan.val_split, "every": config.val_stride,
-        }  # fmt: skip
+    how = {"steps_per_epoch": plan.steps_per_epoch, "split": plan.val_split, "every": config.val_stride}
+    improved = note_section(state, record, **how)
     if rank() == 0:
         content = {
             "model_args": model_args(config, plan),
@@ -254,7 +189,6 @@ def finish_section(
             "options": as_plain(config),
             **state,
         }
-        scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=False)
         save_training(output_dir, content, model, optimizer, scaler, improved=improved)
     barrier()
 

@@ -266,7 +266,7 @@ def main(config: Config) -> None:
         many = f"{len(found.problems):,} problems" if len(found.problems) > 1 else "1 problem"
         raise UserError(f"{many} in {config.data_path}, listed above; mend them and check again")
     log.info("no problem in %s", config.data_path)
-    words = ["bash", "scripts/stage1.sh", config.dataset, str(config.data_path), f"runs/{config.dataset}"]
+    words = ["bash", "scripts/all.sh", config.dataset, str(config.data_path), f"runs/{config.dataset}"]
     log.info("next: %s", shlex.join(words))
 
 

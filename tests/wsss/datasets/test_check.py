@@ -464,7 +464,7 @@ def test_command_line(complete, capsys):
     assert lines[-4:] == [
         "checked 4 pictures (by their headers; --decode reads all pixels) and 4 masks",
         f"no problem in {complete}",
-        f"next: bash scripts/stage1.sh folder {complete} runs/folder",
+        f"next: bash scripts/all.sh folder {complete} runs/folder",
         "",
     ]
     run_here(MODULE, "--data-path", complete, "--decode")
