@@ -12,4 +12,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$weaktr_root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+[ $# -gt 0 ] || set -- -n auto  # the whole suite: a process per core, one thread each
 "$PYTHON" -m pytest "$@"
