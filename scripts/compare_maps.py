@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True, help="receives FORM/ID.npz")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.2])
     parser.add_argument("--start-layer", type=int, help="first block, from 0 (default: half of the blocks)")
+    parser.add_argument("--overwrite", action="store_true", help="make maps anew that are there")
     options = parser.parse_args()
     spec = load_dataset(options.dataset, options.data_path)
     model, _ = load_weaktr(options.checkpoint)
@@ -54,7 +55,8 @@ def main() -> None:
     for image_id in tqdm(spec.image_ids(options.split)):
         classes = np.flatnonzero(spec.labels(image_id))
         paths = {form: options.output_dir / form / f"{image_id}.npz" for form in FORMS}
-        if not len(classes) or all(path.is_file() for path in paths.values()):
+        kept = not options.overwrite and all(path.is_file() for path in paths.values())
+        if not len(classes) or kept:
             continue
         image = read_image(spec.image_path(image_id))
         grids = {form: [] for form in FORMS}

@@ -24,7 +24,7 @@ for kind in fused coarse cross; do
         --attention "$kind"
 done
 "$PYTHON" "$scripts/compare_maps.py" --dataset "$dataset" --data-path "$data" --checkpoint "$checkpoint" --split "$split" \
-    --output-dir "$out/cams"
+    --output-dir "$out/cams" ${OVERWRITE:+--overwrite}
 for kind in fused coarse cross getam unsquared grad_cam; do
     run_step one "score of $kind" "$out/threshold/$kind" weaktr.search_threshold --cam-dir "$out/cams/$kind" --split "$split" \
         --thresholds 0.01 0.7 0.01 --select best ${workers[@]+"${workers[@]}"}

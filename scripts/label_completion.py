@@ -66,7 +66,9 @@ def main() -> None:
         for (saliency, completion), tally in ways.items():
             rules = LabelRules(completion=completion, band=options.band)
             salient = mask > 0 if saliency != "none" else None
-            labels, _ = make_labels(scores, classes, salient, rules)
+            labels = np.zeros_like(mask)  # of a picture without a class, as in training
+            if len(classes):
+                labels, _ = make_labels(scores, classes, salient, rules)
             tally.update(labels, mask)
     rows = [("saliency", "completion", "mIoU of labelled pixels", "unknown as background", "unknown, %")]
     rows += [(s, "on" if c else "off", *tally.cells()) for (s, c), tally in ways.items()]
@@ -85,6 +87,8 @@ def scored(model, pamr: PAMR, spec, image_id: str, side: int) -> tuple[np.ndarra
         resize_bilinear(image, size), model.pixel_mean, model.pixel_std
     )
     labels = torch.from_numpy(spec.labels(image_id))[None]
+    if not labels.any():
+        return np.zeros((0, *size), np.float32), np.zeros(0, np.int64), resize_nearest(mask, size)
     maps = getam_maps(model, pixels, labels)[:, labels[0] > 0]
     scores = refine_maps(maps, pixel_levels(pixels, model.pixel_mean, model.pixel_std), pamr)[0]
     classes = np.flatnonzero(labels[0].numpy())

@@ -100,6 +100,7 @@ def train_steps(
             on_look(step + 1, shown | {"lr": rate(step)})
             progress.set_postfix(loss=f"{shown['loss']:.3f}", lr=f"{rate(step):.2e}", refresh=False)
         progress.update()
+    average_statistics(model)
     check_weights(model, steps[-1], [image_ids[i] for i in sampler.batch(steps[-1])])
     means = all_sum(torch.stack(list(total.values()))) / (len(steps) * world_size())
     return dict(zip(total, means.tolist(), strict=True))
@@ -122,8 +123,8 @@ def joint_step(
     """Maps, labels and losses of one batch, from one forward pass; call ``backward`` on ``loss``.
 
     Returns:
-        The losses, and the shares of the crops' pixels that are labelled background, foreground, unknown,
-        and claimed by completion.
+        The losses, and the shares of the crops' pixels, padding left out, that are labelled background,
+        foreground, unknown, and claimed by completion.
     """
     features = model.encode(batch["image"], rows_from=start_layer)
     class_logits = model.classify(features)
@@ -151,14 +152,14 @@ def joint_step(
             salient,
             options,
         )
-    inside = batch["crop_mask"].sum()
+    inside = batch["crop_mask"] > 0
     shares = {
-        "labelled_background": (labels == 0) & (batch["crop_mask"] > 0),
+        "labelled_background": labels == 0,
         "labelled_foreground": (labels > 0) & (labels != IGNORED),
         "unknown": labels == IGNORED,
         "claimed": claimed,
     }
-    return values | {name: chosen.sum() / inside for name, chosen in shares.items()}
+    return values | {name: (chosen & inside).sum() / inside.sum() for name, chosen in shares.items()}
 
 
 def pixel_levels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -176,3 +177,14 @@ def average_gradients(model: Getam) -> None:
     flat = all_sum(torch.cat([g.flatten() for g in gradients])) / world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def average_statistics(model: Getam) -> None:
+    """The mean of the processes' batch norm statistics: evaluation, checkpoint and a continued run then hold
+    one network. Running averages are linear, so that it does not matter how often this is done."""
+    if world_size() == 1:
+        return
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    flat = all_sum(torch.cat([b.flatten() for b in buffers])) / world_size()
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

@@ -157,13 +157,13 @@ def one_picture(
         form=config.form,
     )
     class_ids = np.array(table.indices)[classes]
-    if config.compact:
-        write_compact_cams(path, grids, class_ids, image.shape[:2])
-        return 0
     maps = maps_from_grids(grids, image.shape[:2])
     if config.pamr:
         maps = refine(maps, image, next(model.parameters()).device)
-    write_cams(path, maps, class_ids)
+    if config.compact:
+        write_compact_cams(path, grids, class_ids, image.shape[:2])
+    else:
+        write_cams(path, maps, class_ids)
     if overlaid:
         heats = [heat_overlay(image, heat) for heat in maps]
         write_image(output_dir / "overlays" / f"{image_id}.png", side_by_side(image, *heats))

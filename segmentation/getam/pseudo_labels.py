@@ -102,8 +102,8 @@ def complete_labels(
     completed = labels.copy()
     for score, index in zip(scores, classes, strict=True):
         values = np.sort(score[free & (score > 0)])
-        element = int(quantile * len(values))
-        if element == 0:
+        element = min(int(quantile * len(values)), len(values) - 1)  # a quantile of 1: none is above
+        if element <= 0:
             continue
         new = free & (score > values[element]) & ~claimed
         completed[new] = index + 1

@@ -15,6 +15,7 @@ CLASSES = 5
 @pytest.fixture(autouse=True)
 def small_encoders(monkeypatch):
     monkeypatch.setitem(BACKBONES, "micro_distilled", GetamBackbone(48, 12, 3, 64, None, distilled=True))
+    monkeypatch.setitem(BACKBONES, "micro_hybrid", GetamBackbone(48, 12, 3, 64, None, hybrid=True))
 
 
 def micro(name: str = "vit_micro"):
@@ -77,6 +78,15 @@ def test_equal_the_plain_form(name, form, start_layer):
         expected = plain_maps(model, images[b], c, start_layer, form)
         np.testing.assert_allclose(found[b, c], expected, rtol=1e-3, atol=1e-4 * float(found.max()))
     assert not found[LABELS == 0].any()
+
+
+def test_the_hybrid_s_equal_the_plain_form():
+    model, images = micro("micro_hybrid"), pictures()
+    found = getam_maps(model, images, LABELS, start_layer=0)
+    assert found[LABELS > 0].amax((1, 2)).gt(0).all()
+    for b, c in LABELS.nonzero().tolist():
+        expected = plain_maps(model, images[b], c, 0, "getam")
+        np.testing.assert_allclose(found[b, c], expected, rtol=1e-3, atol=1e-4 * float(found.max()))
 
 
 def test_first_six_blocks_are_left_out_by_default():

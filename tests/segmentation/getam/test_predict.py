@@ -141,7 +141,15 @@ def test_coco_s_label_maps_hold_category_ids(coco, tmp_path):
 def test_cam_files_hold_the_maps(getam, miniature, tmp_path, capsys):
     options = ("--data-path", miniature, "--checkpoint", getam / "last.pth", "--squares", *SQUARES, "--flip")
     run_here("segmentation.getam.generate_cam", *options, "--output-dir", tmp_path / "full", "--overlays", 1)
-    run_here("segmentation.getam.generate_cam", *options, "--output-dir", tmp_path / "compact", "--compact")
+    run_here(
+        "segmentation.getam.generate_cam",
+        *options,
+        "--output-dir",
+        tmp_path / "compact",
+        "--compact",
+        "--overlays",
+        2,
+    )
     run_here("segmentation.getam.generate_cam", *options, "--output-dir", tmp_path / "pamr", "--pamr")
     spec, (model, _) = load_dataset("folder", miniature), load_getam(getam / "last.pth")
     for image_id in spec.image_ids("train"):
@@ -163,6 +171,7 @@ def test_cam_files_hold_the_maps(getam, miniature, tmp_path, capsys):
         refined = refined / (refined.amax((1, 2), keepdim=True) + 1e-5)
         np.testing.assert_allclose(read_cams(tmp_path / "pamr" / f"{image_id}.npz").cams, refined, atol=3e-3)
     assert len(list((tmp_path / "full" / "overlays").iterdir())) == 1
+    assert len(list((tmp_path / "compact" / "overlays").iterdir())) == 2
     assert "wrote 16 CAM files" in capsys.readouterr().out
 
 

@@ -64,6 +64,12 @@ def test_completion_is_skipped_where_the_element_is_the_first():
     assert not claimed.any()
 
 
+def test_a_quantile_of_one_claims_nothing():
+    scores = np.linspace(0.01, 1, 900).reshape(1, 30, 30)
+    found, claimed = complete_labels(np.zeros((30, 30), np.uint8), scores, np.array([2]), quantile=1.0)
+    assert not found.any() and not claimed.any()
+
+
 def test_the_opening_lies_one_pixel_down_and_right():
     labels = np.zeros((30, 30), np.uint8)
     labels[8:19, 8:19] = 3  # 11 pixels a side: an opening by 10 keeps it, shifted
