@@ -1,6 +1,7 @@
 """GETAM's two kinds of training step: classification alone, and the joint one."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,23 @@ from wsss.training import broken_loss, check_weights
 LOOK_EVERY = 20  # steps between looks at the loss
 
 
+@dataclass(frozen=True)
+class JointOptions:
+    """What the joint step depends on.
+
+    Attributes:
+        start_layer: First block, from 0, whose attention makes the maps.
+        saliency: The batches hold saliency maps.
+        rules: How maps become labels.
+        losses: Which of its forms a loss has.
+    """
+
+    start_layer: int
+    saliency: bool
+    rules: LabelRules
+    losses: LossOptions
+
+
 def rate_of_step(step: int, *, peak: float, steps: int, first_joint_step: int, joint_scale: float) -> float:
     """Learning rate of a step: polynomial, power 0.9, to 0; times ``joint_scale`` in the joint part."""
     rate = polynomial_rate(step, peak=peak, floor=0.0, steps=steps)
@@ -37,10 +55,7 @@ def train_steps(
     joint: bool,
     sampler: StepBatchSampler,
     image_ids: Sequence[str],
-    start_layer: int,
-    saliency: bool,
-    rules: LabelRules,
-    options: LossOptions,
+    options: JointOptions,
     seed: int,
     device: torch.device,
     amp_dtype: torch.dtype | None,
@@ -56,7 +71,7 @@ def train_steps(
         batches: One batch per step, in order.
         rate: Learning rate of a global step; a group's is that times its ``lr_scale``.
         joint: The joint step; else classification alone.
-        saliency: The batches hold saliency maps.
+        options: Of the joint step.
         on_look: Told the steps done and the last step's values.
 
     Returns:
@@ -68,6 +83,7 @@ def train_steps(
     model.train()
     pamr = PAMR()
     total: dict[str, Tensor] = {}
+    broken = torch.full((), -1, device=device)  # first step whose loss is not finite
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = rate(step) * group["lr_scale"]
@@ -75,15 +91,7 @@ def train_steps(
         torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             if joint:
-                values = joint_step(
-                    model,
-                    batch,
-                    pamr,
-                    start_layer=start_layer,
-                    saliency=saliency,
-                    rules=rules,
-                    options=options,
-                )
+                values = joint_step(model, batch, pamr, options)
             else:
                 values = {"loss": classification_loss(_class_logits(model, batch["image"]), batch["targets"])}
                 values["class"] = values["loss"]
@@ -91,11 +99,12 @@ def train_steps(
         values["loss"].backward()
         average_gradients(model)
         optimizer.step()
+        broken = torch.where((broken < 0) & ~torch.isfinite(values["loss"].detach()), step, broken)
         for name, value in values.items():
             total[name] = total.get(name, 0) + value.detach().double()
         if (step + 1) % LOOK_EVERY == 0 or step == steps[-1]:
-            if not torch.isfinite(total["loss"]):
-                raise broken_loss("not finite", step, [image_ids[i] for i in sampler.batch(step)])
+            if (at := int(broken)) >= 0:
+                raise broken_loss("not finite", at, [image_ids[i] for i in sampler.batch(at)])
             shown = {name: float(value.detach()) for name, value in values.items()}
             on_look(step + 1, shown | {"lr": rate(step)})
             progress.set_postfix(loss=f"{shown['loss']:.3f}", lr=f"{rate(step):.2e}", refresh=False)
@@ -111,14 +120,7 @@ def _class_logits(model: Getam, images: Tensor) -> Tensor:
 
 
 def joint_step(
-    model: Getam,
-    batch: dict[str, Tensor],
-    pamr: PAMR,
-    *,
-    start_layer: int,
-    saliency: bool,
-    rules: LabelRules,
-    options: LossOptions,
+    model: Getam, batch: dict[str, Tensor], pamr: PAMR, options: JointOptions
 ) -> dict[str, Tensor]:
     """Maps, labels and losses of one batch, from one forward pass; call ``backward`` on ``loss``.
 
@@ -126,7 +128,7 @@ def joint_step(
         The losses, and the shares of the crops' pixels, padding left out, that are labelled background,
         foreground, unknown, and claimed by completion.
     """
-    features = model.encode(batch["image"], rows_from=start_layer)
+    features = model.encode(batch["image"], rows_from=options.start_layer)
     class_logits = model.classify(features)
     with torch.autocast(batch["image"].device.type, enabled=False):
         maps, classes = ranked_maps(
@@ -137,8 +139,8 @@ def joint_step(
             prefix=model.pretrained.model.num_prefix_tokens,
         )
         levels = pixel_levels(batch["image"], model.pixel_mean, model.pixel_std)
-        salient = batch["salient"] if saliency else None
-        labels, claimed = batch_labels(maps, classes, levels, salient, pamr=pamr, rules=rules)
+        salient = batch["salient"] if options.saliency else None
+        labels, claimed = batch_labels(maps, classes, levels, salient, pamr=pamr, rules=options.rules)
     logits = model.segment(features)
     with torch.autocast(batch["image"].device.type, enabled=False):
         values = joint_losses(
@@ -150,7 +152,7 @@ def joint_step(
             levels,
             batch["crop_mask"],
             salient,
-            options,
+            options.losses,
         )
     inside = batch["crop_mask"] > 0
     shares = {

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from segmentation.getam.data import GetamDataset
-from segmentation.getam.engine import rate_of_step, train_steps
+from segmentation.getam.engine import JointOptions, rate_of_step, train_steps
 from segmentation.getam.model import Getam, build_getam, start_from_pretrained
 from segmentation.getam.monitor import show, validate, write_look
 from segmentation.getam.plan import Config, Plan, make_plan
@@ -54,10 +54,7 @@ def train(config: Config, device: torch.device) -> None:
     )
     torch.manual_seed(config.seed)
     resumed = (output_dir / "last.pth").is_file()
-    model = build_getam(**model_args(config, plan))
-    if config.pretrained != "none" and not resumed:
-        start_from_pretrained(model, config.pretrained)
-    model.to(device)
+    model = new_model(config, plan, resumed=resumed).to(device)
     optimizer = new_optimizer(config, model)
     scaler = torch.amp.GradScaler(device.type, enabled=False)  # bfloat16 and float32 need none
     last, arguments = output_dir / "last.pth", model_args(config, plan)
@@ -76,6 +73,8 @@ def train(config: Config, device: torch.device) -> None:
         first_joint_step=plan.first_joint_step,
         joint_scale=config.joint_lr_scale,
     )
+    saliency = config.saliency_dir is not None
+    options = JointOptions(config.start_layer, saliency, plan.rules, plan.losses)
     progress = tqdm(
         total=plan.steps, initial=state["step"], desc="training", unit="step", disable=rank() != 0
     )
@@ -91,22 +90,15 @@ def train(config: Config, device: torch.device) -> None:
             joint=joint,
             sampler=sampler,
             image_ids=plan.train_ids,
-            start_layer=config.start_layer,
-            saliency=config.saliency_dir is not None,
-            rules=plan.rules,
-            options=plan.losses,
+            options=options,
             seed=config.seed,
             device=device,
             amp_dtype=plan.amp_dtype,
             progress=progress,
             on_look=partial(write_look, writer),
         )
-        record = {
-            "step": steps[-1] + 1,
-            "part": "joint" if joint else "class",
-            "lr": rate(steps[-1]),
-            **record,
-        }
+        where = {"step": steps[-1] + 1, "part": "joint" if joint else "class", "lr": rate(steps[-1])}
+        record = where | record
         record["train_seconds"] = round(time.time() - section_started, 1)
         if joint and plan.val_ids and is_evaluated(record["step"], plan):
             record |= validate(config, spec, plan, model)
@@ -121,6 +113,14 @@ def train(config: Config, device: torch.device) -> None:
         if writer is not None:
             writer.close()
         summarise(config, spec, plan, state, output_dir, time.time() - started)
+
+
+def new_model(config: Config, plan: Plan, *, resumed: bool) -> Getam:
+    """The network with its starting weights, which a resumed run does not need again."""
+    model = build_getam(**model_args(config, plan))
+    if config.pretrained != "none" and not resumed:
+        start_from_pretrained(model, config.pretrained)
+    return model
 
 
 def model_args(config: Config, plan: Plan) -> dict:

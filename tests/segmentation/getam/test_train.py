@@ -207,3 +207,9 @@ def test_levels_of_normalised_pictures():
     pixels = normalise(image, IMAGENET.mean, IMAGENET.std)[None]
     found = pixel_levels(pixels, IMAGENET.mean, IMAGENET.std)
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), image, atol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_names_its_own_step(miniature, tmp_path, capsys):
+    """Noticed at the section's end, after step 3; it was the second step's."""
+    given = ("--data-path", miniature, "--output-dir", tmp_path / "out", *GETAM_OPTIONS, "--lr", 1e30)
+    assert "loss is not finite at step 1, pictures" in error_line(capsys, "segmentation.getam.train", *given)
